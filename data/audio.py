@@ -1,0 +1,63 @@
+"""Reading audio: any format and rate that libsndfile knows, to mono float32 at one rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+
+SAMPLING_RATE = 16_000  # Hz; what every encoder that this project knows was trained on
+
+
+def read_audio(
+    path: str | Path, *, sampling_rate: int = SAMPLING_RATE, max_duration_s: float | None = None
+) -> np.ndarray:
+    """Reads a file as mono float32 at `sampling_rate`.
+
+    Channels are averaged, other rates resampled with soxr (high quality).
+
+    Args:
+        path: an audio file.
+        sampling_rate: of the result, in Hz.
+        max_duration_s: read only the first so many seconds; `None` reads all.
+
+    Returns:
+        (samples,) float32, nominally in [-1, 1].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not audio, no samples, or samples that are NaN or infinite; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file.")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            frames = -1 if max_duration_s is None else round(max_duration_s * rate)
+            samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
+    if samples.size == 0:
+        raise ValueError(f"{path}: holds no audio samples. Remove it from the corpus.")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path}: holds NaN or infinite samples. Repair it or remove it from the corpus.")
+    if rate != sampling_rate:
+        samples = soxr.resample(samples, rate, sampling_rate)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def audio_duration_s(path: str | Path) -> float:
+    """Length of an audio file in seconds, from its header.
+
+    Raises:
+        ValueError: not audio; the message names the file.
+    """
+    try:
+        info = soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
+    return info.frames / info.samplerate

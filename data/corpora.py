@@ -1,0 +1,126 @@
+"""Corpora: a name and a folder become one table with the same columns for every corpus."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import datasets
+
+from lascl.data.audio import audio_duration_s
+from lascl.data.synthetic import SYNTHETIC_LABELS, generate_synthetic_corpus
+
+
+EMODB_LABELS = {
+    "W": "anger",
+    "L": "boredom",
+    "E": "disgust",
+    "A": "fear",
+    "F": "happiness",
+    "N": "neutral",
+    "T": "sadness",
+}
+EMODB_COUNTS = {"W": 127, "L": 81, "E": 46, "A": 69, "F": 71, "N": 79, "T": 62}
+# Speaker, text, emotion, version: 03a01Fa.
+EMODB_NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFNT])(?P<version>[a-z])")
+
+
+def load_corpus(
+    name: str, data_dir: str | Path | None = None, *, allow_partial: bool = False, **options
+) -> datasets.Dataset:
+    """Loads a corpus as a table, one row an utterance, sorted by `id`.
+
+    Args:
+        name: `emodb` (Berlin Database of Emotional Speech: `data_dir` holds its WAV or FLAC files, in folders or
+            not) or `synthetic` (spoken by eSpeak NG and made on first use; `data_dir` is where, by default the
+            Hugging Face cache).
+        data_dir: the folder of the corpus.
+        allow_partial: go on although utterances are missing or extra.
+        **options: of the corpus; `synthetic` takes those of `generate_synthetic_corpus`.
+
+    Returns:
+        A `datasets.Dataset` with the columns `id` (str, unique), `audio` (str, absolute path), `label` (`ClassLabel`,
+        its names in alphabetical order), `speaker` (str), `session` (str or None) and `duration_s` (float, seconds).
+
+    Raises:
+        ValueError: an unknown name or option, a missing `data_dir`, or counts that are not those of a right copy.
+        FileNotFoundError: `data_dir` does not exist.
+        ImportError: `synthetic` without eSpeak NG, with the package to install.
+    """
+    if name not in _READERS:
+        raise ValueError(f"Unknown corpus {name!r}. Known: {', '.join(sorted(_READERS))}.")
+    rows, labels = _READERS[name](data_dir, allow_partial=allow_partial, **options)
+    repeated = [id for id, count in Counter(row["id"] for row in rows).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{name}: the id {repeated[0]!r} stands for several files. Keep one copy of each utterance.")
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "audio": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=sorted(labels)),
+            "speaker": datasets.Value("string"),
+            "session": datasets.Value("string"),
+            "duration_s": datasets.Value("float64"),
+        }
+    )
+    return datasets.Dataset.from_list(sorted(rows, key=lambda row: row["id"]), features=features)
+
+
+def _read_emodb(data_dir, *, allow_partial):
+    if data_dir is None:
+        raise ValueError("emodb needs data_dir: the folder that holds files such as 03a01Fa.wav.")
+    root = Path(data_dir).resolve()
+    if not root.is_dir():
+        raise FileNotFoundError(f"emodb: the folder {root} does not exist.")
+    rows, counts = [], Counter()
+    for path in sorted(root.rglob("*")):
+        match = EMODB_NAME.fullmatch(path.stem)
+        if match and path.suffix.lower() in (".wav", ".flac"):
+            counts[match["emotion"]] += 1
+            rows.append(
+                {
+                    "id": path.stem,
+                    "audio": str(path),
+                    "label": EMODB_LABELS[match["emotion"]],
+                    "speaker": match["speaker"],
+                    "session": None,
+                    "duration_s": audio_duration_s(path),
+                }
+            )
+    if not rows:
+        raise ValueError(f"emodb: {root} holds no file named like 03a01Fa.wav.")
+    wrong = [
+        f"{EMODB_LABELS[emotion]} {counts[emotion]} instead of {expected}"
+        for emotion, expected in EMODB_COUNTS.items()
+        if counts[emotion] != expected
+    ]
+    if wrong and not allow_partial:
+        raise ValueError(
+            f"emodb: a whole copy has 535 utterances; {root} has {len(rows)} ({'; '.join(wrong)}). Complete it, or "
+            "go on with allow_partial."
+        )
+    return rows, EMODB_LABELS.values()
+
+
+def _read_synthetic(data_dir, *, allow_partial, **options):
+    if data_dir is None:
+        data_dir = Path(datasets.config.HF_DATASETS_CACHE) / "lascl-synthetic"
+    root = generate_synthetic_corpus(data_dir, **options).resolve()
+    with open(root / "manifest.csv", encoding="utf-8", newline="") as file:
+        rows = [
+            {
+                "id": Path(row["path"]).stem,
+                "audio": str(root / row["path"]),
+                "label": row["label"],
+                "speaker": row["speaker"],
+                "session": None,
+                "duration_s": float(row["duration_s"]),
+            }
+            for row in csv.DictReader(file)
+        ]
+    return rows, SYNTHETIC_LABELS
+
+
+_READERS = {"emodb": _read_emodb, "synthetic": _read_synthetic}

@@ -1,0 +1,107 @@
+"""From rows of a corpus to batches: views of utterances, then padded tensors.
+
+Letters: B utterances, V views of each, K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import torch
+
+from lascl.data.audio import read_audio
+from lascl.data.augmentation import augment, build_augmentation
+
+
+class SpeechDataset(torch.utils.data.Dataset):
+    """Utterances of a corpus as audio: the first view clean, each further view augmented.
+
+    Augmentation is drawn from a generator keyed by (seed, epoch, utterance, view), so the audio does not depend on
+    the number of workers or processes, on the order, or on an interruption. `set_epoch` must be called at the start
+    of every epoch (`LaSCLTrainer` does).
+
+    Args:
+        corpus: from `load_corpus`.
+        rows: which of its rows, in this order.
+        sampling_rate: of the audio, in Hz.
+        max_duration_s: longer utterances are cut to their first so many seconds.
+        augmentation: a name of `lascl.data.augmentation.AUGMENTATIONS`. With `none` there is one view only. (Paper
+            unclear: what "without augmentation" does with the second of 2N instances; a plain copy would add cost and
+            no information.)
+        num_views: V, views of each utterance in a batch; 1 is the clean view alone.
+        seed: of the augmentation.
+
+    Raises:
+        ValueError: an unknown augmentation, or `num_views` below 1.
+    """
+
+    def __init__(
+        self,
+        corpus: datasets.Dataset,
+        rows: Sequence[int],
+        *,
+        sampling_rate: int,
+        max_duration_s: float,
+        augmentation: str = "none",
+        num_views: int = 1,
+        seed: int = 0,
+    ):
+        if num_views < 1:
+            raise ValueError(f"num_views must be at least 1; found {num_views}.")
+        subset = corpus.select(rows)
+        # Plain lists: reading one row of an Arrow table costs more than reading a list.
+        self.ids, self.paths, self.labels = list(subset["id"]), list(subset["audio"]), list(subset["label"])
+        self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, max_duration_s, seed
+        self.num_views = 1 if augmentation == "none" else num_views
+        self.augmentation = build_augmentation(augmentation, sampling_rate)
+        # In shared memory, so that workers which outlive an epoch see the new one.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int):
+        self._epoch.fill_(epoch)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        """`id`, `label` (int) and `views`: V arrays (samples,), float32."""
+        clean = read_audio(self.paths[index], sampling_rate=self.sampling_rate, max_duration_s=self.max_duration_s)
+        augmented = [
+            augment(
+                clean,
+                self.sampling_rate,
+                name=self.augmentation,
+                seed=self.seed,
+                epoch=int(self._epoch),
+                utterance_id=f"{self.ids[index]}/{view}",
+            )
+            for view in range(1, self.num_views)
+        ]
+        return {"id": self.ids[index], "label": self.labels[index], "views": [clean, *augmented]}
+
+
+class SpeechCollator:
+    """Pads a batch of `SpeechDataset` items with the checkpoint's own feature extractor.
+
+    Rows come view by view: all clean utterances, then all first augmentations, and so on: (V x B) rows, `labels`
+    repeated accordingly.
+    """
+
+    def __init__(self, feature_extractor):
+        self.feature_extractor = feature_extractor
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        num_views = len(items[0]["views"])
+        audio: list[np.ndarray] = [item["views"][view] for view in range(num_views) for item in items]
+        batch = self.feature_extractor(
+            audio,
+            sampling_rate=self.feature_extractor.sampling_rate,
+            # Whisper's extractor pads to its window, the others to the longest row.
+            padding="max_length" if "input_features" in self.feature_extractor.model_input_names else "longest",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        labels = torch.tensor([item["label"] for item in items], dtype=torch.long)
+        return {**batch, "labels": labels.repeat(num_views)}

@@ -1,0 +1,199 @@
+"""How stock encoders are adapted, one of the three files that travel with every checkpoint.
+
+Adaptations keep stock parameter names, switch on by what the encoder is, and store nothing in the checkpoint, so the
+weights load in a stock encoder too. Shapes: B utterances, L samples (or mel frames), T encoder frames, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+
+# Whisper's front end: 100 mel frames a second, halved by its second convolution.
+WHISPER_FRAMES_PER_S = 50
+
+
+def build_audio_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """The audio encoder of `config` with fresh weights, adapted. Of an encoder-decoder only the encoder is built.
+
+    Raises:
+        ValueError: the encoder cannot say which of its frames are padding (see `frame_mask`).
+    """
+    if config.model_type == "whisper":
+        return WhisperEncoder(config)
+    return _adapt(AutoModel.from_config(config))
+
+
+def load_audio_encoder(
+    name_or_path: str, *, revision: str | None = None, window_s: int | None = None
+) -> PreTrainedModel:
+    """A pre-trained audio encoder in float32 from the Hub or a folder, adapted.
+
+    Args:
+        name_or_path: Hub name or path.
+        revision: branch, tag or commit on the Hub.
+        window_s: Whisper only, in whole seconds: its position table is cut to this window (at most its own, 30 s),
+            so that an utterance costs its own length, not 30 s. Ignored by encoders that take any length.
+
+    Raises:
+        ValueError: the window is longer than Whisper's own, or the encoder cannot say which frames are padding.
+        OSError: no such model (transformers' own message).
+    """
+    # Half-precision checkpoints are loaded as float32: fine-tuning in half precision loses small updates.
+    encoder = AutoModel.from_pretrained(name_or_path, revision=revision or "main", dtype=torch.float32)
+    if encoder.config.model_type == "whisper":
+        encoder = encoder.get_encoder()
+        return encoder if window_s is None else _cut_window(encoder, window_s)
+    return _adapt(encoder)
+
+
+def _cut_window(encoder: WhisperEncoder, window_s: int) -> WhisperEncoder:
+    positions, wanted = encoder.embed_positions.num_embeddings, window_s * WHISPER_FRAMES_PER_S
+    if wanted > positions:
+        raise ValueError(
+            f"Whisper's encoder sees at most {positions / WHISPER_FRAMES_PER_S:g} s; found a window of {window_s} s. "
+            "Lower max_duration_s."
+        )
+    # The table is sinusoidal and starts at 0: its first rows are the table of a shorter window.
+    encoder.embed_positions = nn.Embedding.from_pretrained(encoder.embed_positions.weight[:wanted].clone())
+    encoder.max_source_positions = encoder.config.max_source_positions = wanted
+    return encoder
+
+
+def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
+    if not hasattr(encoder, "_get_feature_vector_attention_mask"):
+        raise ValueError(
+            f"The encoder type {encoder.config.model_type!r} cannot say which of its frames are padding. Choose "
+            "wav2vec2, hubert, wavlm, data2vec-audio, unispeech, unispeech-sat, wav2vec2-conformer, sew or whisper."
+        )
+    convolutions = getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None)
+    first_norm = getattr(convolutions[0], "layer_norm", None) if convolutions else None
+    if isinstance(first_norm, nn.GroupNorm) and not isinstance(first_norm, MaskedGroupNorm):
+        convolutions[0].layer_norm = MaskedGroupNorm.adopt(first_norm)
+    return encoder
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group normalisation over the valid frames of each utterance.
+
+    wav2vec2-base, hubert-base and wavlm-base normalise each channel of their first convolution over *time*. Stock does
+    so over padding too, and an utterance then changes with its neighbours in the batch. `valid_frames` (B,), set
+    before each forward, keeps padding out of mean and variance; `None` is stock's behaviour.
+    """
+
+    valid_frames: torch.Tensor | None = None
+
+    @classmethod
+    def adopt(cls, stock: nn.GroupNorm) -> MaskedGroupNorm:
+        """The same parameters under the same names. Stock has one group a channel here; anything else is refused."""
+        if stock.num_groups != stock.num_channels:
+            raise ValueError(
+                f"Masked group norm needs one group a channel; found {stock.num_groups} groups for "
+                f"{stock.num_channels} channels."
+            )
+        norm = cls(stock.num_groups, stock.num_channels, eps=stock.eps, affine=stock.affine)
+        norm.weight, norm.bias = stock.weight, stock.bias
+        return norm
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.valid_frames is None:
+            return super().forward(hidden_states)
+        x = hidden_states.float()  # (B, C, T): statistics in float32, as the fused kernel keeps them
+        valid = torch.arange(x.shape[-1], device=x.device) < self.valid_frames[:, None]  # (B, T)
+        # A matrix product with the mask sums valid frames without a masked copy of the largest tensor of the model.
+        share = (valid / valid.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype)[..., None]  # (B, T, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            centred = x - x @ share  # (B, C, T) - (B, C, 1)
+            scale = torch.rsqrt(centred.square() @ share + self.eps) * self.weight[:, None]
+            return (centred * scale + self.bias[:, None]).to(hidden_states.dtype)
+
+
+def encode_audio(
+    encoder: PreTrainedModel, inputs: torch.Tensor, attention_mask: torch.Tensor | None, *, all_layers: bool
+) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], torch.Tensor]:
+    """Runs the adapted encoder so that padding changes nothing.
+
+    Args:
+        encoder: from `build_audio_encoder` or `load_audio_encoder`.
+        inputs: (B, L) waveform at the encoder's rate, or Whisper's (B, mel bins, L) log-mel features.
+        attention_mask: (B, L) with 1 on signal and 0 on padding (right-padded), or `None` for no padding. For
+            Whisper at the rate of mel frames or of samples: its extractor gives either.
+        all_layers: whether to return every hidden state, the embedding first.
+
+    Returns:
+        (B, T, C) last hidden state, or the tuple of all; and the (B, T) boolean mask of valid frames. A row shorter
+        than one frame is taken as one frame of signal and silence, so that no utterance vanishes.
+
+    Raises:
+        ValueError: Whisper features of another length than its window, with both lengths.
+    """
+    if encoder.config.model_type == "whisper":
+        window = 2 * encoder.config.max_source_positions
+        if inputs.shape[-1] != window:
+            raise ValueError(
+                f"This Whisper encoder takes exactly {window} mel frames ({window / 100:g} s); found "
+                f"{inputs.shape[-1]}. Use the feature extractor saved with the checkpoint (its chunk_length is the "
+                "window)."
+            )
+        # Whisper attends to the silence behind an utterance, as it was trained to: only pooling needs the mask.
+        outputs = encoder(inputs, output_hidden_states=all_layers)
+    else:
+        inputs, attention_mask = _reach_one_frame(encoder, inputs, attention_mask)
+        norm = _masked_norm(encoder)
+        if norm is not None:
+            norm.valid_frames = None if attention_mask is None else _first_layer_frames(encoder, attention_mask)
+        outputs = encoder(inputs, attention_mask=attention_mask, output_hidden_states=all_layers)
+    last = outputs.last_hidden_state
+    mask = frame_mask(encoder, attention_mask, batch_size=last.shape[0], num_frames=last.shape[1], device=last.device)
+    return (outputs.hidden_states if all_layers else last), mask
+
+
+def frame_mask(
+    encoder: PreTrainedModel,
+    attention_mask: torch.Tensor | None,
+    *,
+    batch_size: int,
+    num_frames: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """(B, T) boolean mask of the encoder's frames that lie on signal; all true without `attention_mask`."""
+    if attention_mask is None:
+        return torch.ones(batch_size, num_frames, dtype=torch.bool, device=device)
+    if encoder.config.model_type == "whisper":
+        # Samples or mel frames alike: both are a whole multiple of the encoder's frames.
+        return attention_mask[:, :: attention_mask.shape[1] // num_frames][:, :num_frames].bool()
+    return encoder._get_feature_vector_attention_mask(num_frames, attention_mask).bool()
+
+
+def _reach_one_frame(encoder, inputs, attention_mask):
+    """Lets every row fill at least one frame: what is shorter than the front end's receptive field would crash the
+    convolutions when alone, and would get a mask of only ones from stock's arithmetic beside a longer row."""
+    kernels, strides = getattr(encoder.config, "conv_kernel", None), getattr(encoder.config, "conv_stride", None)
+    if kernels is None or strides is None:
+        return inputs, attention_mask
+    needed = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides)):
+        needed = (needed - 1) * stride + kernel
+    missing = max(0, needed - inputs.shape[-1])
+    inputs = nn.functional.pad(inputs, (0, missing))
+    if attention_mask is None:
+        return inputs, None
+    reached = torch.arange(inputs.shape[-1], device=inputs.device) < needed  # (L,)
+    return inputs, nn.functional.pad(attention_mask, (0, missing)).masked_fill(reached, 1)
+
+
+def _masked_norm(encoder) -> MaskedGroupNorm | None:
+    convolutions = getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None)
+    norm = getattr(convolutions[0], "layer_norm", None) if convolutions else None
+    return norm if isinstance(norm, MaskedGroupNorm) else None
+
+
+def _first_layer_frames(encoder, attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B,) frames of the first convolution that lie wholly on signal: what the utterance alone would give."""
+    kernel, stride = encoder.config.conv_kernel[0], encoder.config.conv_stride[0]
+    return (torch.div(attention_mask.sum(-1) - kernel, stride, rounding_mode="floor") + 1).clamp(min=1)

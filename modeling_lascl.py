@@ -1,0 +1,579 @@
+"""LaSCL: pooling, projections, the paper's losses as pure functions, and the two model classes.
+
+One of the three files that travel with every checkpoint. Paper: Hu et al., "Label Semantic-Driven Contrastive Learning
+for Speech Emotion Recognition", Interspeech 2025; equation numbers are the paper's.
+
+Letters: B rows of a batch (utterances x views), T encoder frames, K labels, D width of the joint space, d_a and d_t
+widths of the audio and the text encoder, M embeddings that a contrastive loss compares.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_lascl import LaSCLConfig
+from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder
+
+
+# ------------------------------------------------------------------------------------------------------------ losses
+
+
+def supervised_contrastive_loss(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    r"""Supervised contrastive loss over all M embeddings as anchors (eq. 4).
+
+        L = mean_i  -1/|P(i)|  sum_{p in P(i)}  log  exp(sim(z_i, z_p)/tau) / sum_{j != i} exp(sim(z_i, z_j)/tau)
+
+    with sim the cosine and P(i) the other embeddings with the label of i. Deviation: the paper writes a sum over
+    anchors; we take the mean over the anchors that have a positive, as the released code of Khosla et al. (2020,
+    arXiv:2004.11362) does, so that `contrastive_weight` weighs two means whatever the batch size.
+
+    Args:
+        embeddings: (M, D), any length: they are normalised here. A zero vector has cosine 0 to everything.
+        labels: (M,) integers; equal means positive. Their values carry no order.
+        temperature: tau, above 0.
+
+    Returns:
+        0-dim tensor of at least 0, float32 (float64 for float64 input). With no anchor that has a positive (one
+        sample, or as many classes as samples): 0, in the graph.
+
+    Raises:
+        ValueError: shapes that do not match, or a temperature not above 0.
+    """
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"Expected embeddings (M, D) and labels (M,); found {tuple(embeddings.shape)} and {tuple(labels.shape)}."
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0; found {temperature}.")
+    with torch.autocast(embeddings.device.type, enabled=False):
+        z = unit_length(_full_precision(embeddings))
+        similarity = z @ z.T / temperature  # (M, M)
+        is_self = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        is_positive = (labels[:, None] == labels[None, :]) & ~is_self
+        # The lowest finite number, not -inf: the row of a lone sample stays finite in value and in gradient.
+        similarity = similarity.masked_fill(is_self, torch.finfo(z.dtype).min)
+        log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (M, M)
+        num_positives = is_positive.sum(dim=1)  # (M,)
+        anchor_loss = -log_probability.masked_fill(~is_positive, 0).sum(dim=1) / num_positives.clamp(min=1)
+        return anchor_loss.sum() / (num_positives > 0).sum().clamp(min=1)
+
+
+def label_divergence_loss(label_embeddings: torch.Tensor) -> torch.Tensor:
+    r"""Pushes the label embeddings apart (eq. 5 and 6), summed over the K (K - 1) ordered pairs.
+
+        L = - sum_i sum_{j != i} log(1 - p_ij),    p_ij = exp(e_i . e_j) / (1 + sum_{k != i} exp(e_i . e_k))
+
+    computed as log(1 - p_ij) = log(1 + sum_{k != i, j} exp(s_ik)) - log(1 + sum_{k != i} exp(s_ik)), s the dot
+    products, which is finite for any finite s.
+
+    Paper unclear: whether e is normalised. We take the dot products of what is given; the model gives embeddings of
+    unit length, because eq. 10 compares them by cosine and unnormalised ones could lower the loss by shrinking alone.
+
+    Args:
+        label_embeddings: (K, D).
+
+    Returns:
+        0-dim tensor of at least 0, float32 (float64 for float64 input). K = 1 or 0: 0, in the graph.
+
+    Raises:
+        ValueError: not a matrix.
+    """
+    if label_embeddings.ndim != 2:
+        raise ValueError(f"Expected label_embeddings (K, D); found {tuple(label_embeddings.shape)}.")
+    with torch.autocast(label_embeddings.device.type, enabled=False):
+        e = _full_precision(label_embeddings)
+        similarity = e @ e.T  # (K, K)
+        num_labels, lowest = len(e), torch.finfo(e.dtype).min
+        is_self = torch.eye(num_labels, dtype=torch.bool, device=e.device)
+        others = similarity.masked_fill(is_self, lowest)
+        # (K, K, K): for anchor i and pair partner j, the similarities of i to all k other than i and j.
+        without_partner = others[:, None, :].expand(-1, num_labels, -1).masked_fill(is_self[None], lowest)
+        log_one_minus_p = _log_one_plus_sum_exp(without_partner) - _log_one_plus_sum_exp(others)[:, None]  # (K, K)
+        return -log_one_minus_p.masked_fill(is_self, 0).sum()
+
+
+def joint_loss(
+    audio_embeds: torch.Tensor,
+    label_embeds: torch.Tensor,
+    class_logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    contrastive_temperature: float,
+    contrastive_weight: float,
+    divergence_weight: float,
+    label_anchors: bool,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    r"""The training objective (eq. 9).
+
+        L = lambda_1 (L_SCL + lambda_2 L_Label) + (1 - lambda_1) L_CE
+
+    L_SCL is eq. 4 over the union of audio and label embeddings (over the audio embeddings alone without
+    `label_anchors`), L_Label eq. 6, L_CE eq. 8: the mean cross entropy of the classifier over the B rows.
+
+    Args:
+        audio_embeds: (B, D), all views of all utterances (of all processes, in distributed training).
+        label_embeds: (K, D), once, whatever the number of processes.
+        class_logits: (B, K) of the classifier (eq. 7).
+        labels: (B,) integers in [0, K).
+        contrastive_temperature: tau of eq. 4, above 0.
+        contrastive_weight: lambda_1, in [0, 1].
+        divergence_weight: lambda_2, at least 0.
+        label_anchors: whether the label embeddings are anchors, positives and negatives of eq. 4.
+
+    Returns:
+        The loss (0-dim) and its unweighted terms, 0-dim tensors named `contrastive`, `divergence` and
+        `cross_entropy`. A term whose weight is 0 is not computed and not in the dict. An empty batch has cross
+        entropy 0, in the graph.
+
+    Raises:
+        ValueError: shapes that do not match, or (checked on CPU, where it costs no synchronisation) a label outside
+            [0, K).
+    """
+    num_rows, num_labels = len(audio_embeds), len(label_embeds)
+    if labels.shape != (num_rows,) or class_logits.shape != (num_rows, num_labels):
+        raise ValueError(
+            f"Expected labels (B,) and class_logits (B, K) for audio_embeds of B={num_rows} rows and K={num_labels} "
+            f"label_embeds; found {tuple(labels.shape)} and {tuple(class_logits.shape)}."
+        )
+    if labels.device.type == "cpu" and num_rows and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
+        raise ValueError(
+            f"labels must lie in [0, {num_labels}); found {int(labels.min())} to {int(labels.max())}. Do the model's "
+            "id2label and the data agree?"
+        )
+    terms = {}
+    loss = audio_embeds.new_zeros((), dtype=torch.promote_types(audio_embeds.dtype, torch.float32))
+    if contrastive_weight > 0:
+        embeddings, classes = audio_embeds, labels
+        if label_anchors:
+            # Full precision first: under autocast `cat` would round one to the other's dtype.
+            embeddings = torch.cat([_full_precision(audio_embeds), _full_precision(label_embeds)])  # (B + K, D)
+            classes = torch.cat([labels, torch.arange(num_labels, device=labels.device, dtype=labels.dtype)])
+        terms["contrastive"] = supervised_contrastive_loss(embeddings, classes, contrastive_temperature)
+        loss = loss + contrastive_weight * terms["contrastive"]
+        if divergence_weight > 0:
+            terms["divergence"] = label_divergence_loss(label_embeds)
+            loss = loss + contrastive_weight * divergence_weight * terms["divergence"]
+    if contrastive_weight < 1:
+        with torch.autocast(class_logits.device.type, enabled=False):
+            summed = F.cross_entropy(_full_precision(class_logits), labels.long(), reduction="sum")
+        terms["cross_entropy"] = summed / max(num_rows, 1)
+        loss = loss + (1 - contrastive_weight) * terms["cross_entropy"]
+    return loss, terms
+
+
+def unit_length(x: torch.Tensor) -> torch.Tensor:
+    """Rows of `x` (..., D) scaled to length 1. A zero row stays zero with a finite gradient: the norm is masked, not
+    epsilon-ed, because an epsilon would give such a row a gradient of its reciprocal."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(norm > 0, norm, torch.ones_like(norm))
+
+
+def _full_precision(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _log_one_plus_sum_exp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + sum exp(x)) over the last dimension; the lowest finite number stands for an absent summand."""
+    return torch.cat([x, x.new_zeros(*x.shape[:-1], 1)], dim=-1).logsumexp(dim=-1)
+
+
+# ----------------------------------------------------------------------------------------------------------- modules
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `x` (B, T, C) over the positions where `mask` (B, T) is true; 0 for a row without any."""
+    weights = mask.to(x.dtype)[..., None]
+    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def masked_max(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Maximum of `x` (B, T, C) over the positions where `mask` (B, T) is true."""
+    return x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min).amax(dim=1)
+
+
+class LaSCLProjection(nn.Module):
+    """Two linear layers with GELU in between (eq. 3): (B, input_dim) to (B, D). Paper unclear: the width in between;
+    we take D."""
+
+    def __init__(self, input_dim: int, projection_dim: int):
+        super().__init__()
+        self.hidden = nn.Linear(input_dim, projection_dim)
+        self.output = nn.Linear(projection_dim, projection_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(F.gelu(self.hidden(x)))
+
+
+@dataclass
+class LaSCLOutput(ModelOutput):
+    """What both models return; `None` where a model or a call does not compute it.
+
+    Args:
+        loss: 0-dim, given `labels`: eq. 9 on the local batch.
+        logits: (B, K) of `config.prediction_head`; their softmax is a probability.
+        class_logits: (B, K) of the classifier on `pooled_audio` (eq. 7).
+        audio_embeds: (B, D), unit length.
+        label_embeds: (K, D), unit length.
+        pooled_audio: (B, d_a), the pooled hidden states H_a (eq. 1).
+        terms: the unweighted loss terms by name.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    class_logits: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+    label_embeds: torch.Tensor | None = None
+    pooled_audio: torch.Tensor | None = None
+    terms: dict[str, torch.Tensor] | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+class LaSCLPreTrainedModel(PreTrainedModel):
+    """What the two models share with transformers: configuration, initialisation, and what Trainer must know."""
+
+    config_class = LaSCLConfig
+    base_model_prefix = "lascl"
+    # What only one of the two classes has: no surprise when AutoModel reads a classifier's checkpoint.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # Without this, Trainer takes the loss for one that is already divided over accumulation steps and processes, and
+    # gradients come out twice, or more, as large.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LaSCLModel):
+            init.constant_(module.label_features, float("nan"))
+            if module.layer_weights is not None:
+                init.zeros_(module.layer_weights)
+
+
+class LaSCLModel(LaSCLPreTrainedModel):
+    """Audio encoder, pooling and projections: audio and label embeddings in one space (eq. 1-3).
+
+    The text encoder is frozen and the labels are few, so its output H_t is a constant: it is kept as the buffer
+    `label_features` (K, d_t), and the text encoder is in memory only while `set_labels` runs. A model made from a bare
+    configuration has no label features yet.
+    """
+
+    def __init__(self, config: LaSCLConfig):
+        super().__init__(config)
+        self.audio_encoder = build_audio_encoder(config.audio_config)
+        d_a, d_t = config.audio_config.hidden_size, config.text_config.hidden_size
+        self.audio_projection = LaSCLProjection(d_a, config.projection_dim)
+        self.text_projection = LaSCLProjection(d_t, config.projection_dim)
+        self.layer_weights = None
+        if config.audio_layers == "weighted":
+            # One weight for the embedding and one for each layer; equal at the start.
+            self.layer_weights = nn.Parameter(torch.zeros(config.audio_config.num_hidden_layers + 1))
+        self.register_buffer("label_features", torch.full((config.num_labels, d_t), float("nan")))
+        self._has_label_features = False
+        self.main_input_name = self.audio_encoder.main_input_name
+        self.post_init()
+        if config.freeze_feature_encoder:
+            self.freeze_feature_encoder()
+
+    def freeze_feature_encoder(self):
+        """Keeps the convolutional front end of the audio encoder as it is (paper, 3.2)."""
+        if self.config.audio_config.model_type == "whisper":
+            for convolution in (self.audio_encoder.conv1, self.audio_encoder.conv2):
+                convolution.requires_grad_(False)
+        elif hasattr(self.audio_encoder, "freeze_feature_encoder"):
+            self.audio_encoder.freeze_feature_encoder()
+        else:
+            self.audio_encoder.feature_extractor.requires_grad_(False)
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> LaSCLOutput:
+        """Embeds utterances and labels.
+
+        Args:
+            input_values: (B, samples) at 16 kHz, as the checkpoint's feature extractor returns it.
+            input_features: (B, mel bins, mel frames) instead, for Whisper.
+            attention_mask: (B, samples or mel frames), 1 on signal; `None`: nothing is padding.
+
+        Returns:
+            `audio_embeds`, `label_embeds`, `pooled_audio`.
+
+        Raises:
+            ValueError: neither or both inputs; no labels set yet; Whisper features of another length than its window.
+        """
+        pooled = self._pool_audio(input_values, input_features, attention_mask)
+        return LaSCLOutput(
+            audio_embeds=unit_length(self.audio_projection(pooled)),
+            label_embeds=self.get_label_embeddings(),
+            pooled_audio=pooled,
+        )
+
+    def _pool_audio(self, input_values, input_features, attention_mask) -> torch.Tensor:
+        """(B, d_a): H_a of eq. 1. Paper unclear: how frames become one vector; we take the mean over valid frames."""
+        if (input_values is None) == (input_features is None):
+            raise ValueError("Give exactly one of input_values and input_features.")
+        inputs = input_values if input_features is None else input_features
+        weighted = self.layer_weights is not None
+        hidden, mask = encode_audio(self.audio_encoder, inputs, attention_mask, all_layers=weighted)
+        if weighted:
+            share = self.layer_weights.softmax(dim=0)
+            hidden = sum(weight * layer for weight, layer in zip(share, hidden))  # (B, T, d_a)
+        pool = masked_max if self.config.audio_pooling == "max" else masked_mean
+        return pool(hidden, mask)
+
+    def get_audio_embeddings(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, D) unit-length audio embeddings; arguments and errors as in `forward`, but labels are not needed."""
+        return unit_length(self.audio_projection(self._pool_audio(input_values, input_features, attention_mask)))
+
+    def get_label_embeddings(self) -> torch.Tensor:
+        """(K, D) unit-length embeddings of `config.labels`, in their order.
+
+        Raises:
+            ValueError: no labels were set yet.
+        """
+        if not self._has_label_features:
+            # Looked at once a model: after that a check would stop the GPU at every step.
+            self._has_label_features = bool(torch.isfinite(self.label_features).all())
+        if not self._has_label_features:
+            raise ValueError(
+                "This model has no label embeddings yet. Call model.set_labels([...]), or build it with "
+                "LaSCLForAudioClassification.from_encoders."
+            )
+        return unit_length(self.text_projection(self.label_features))
+
+    def set_labels(self, labels: list[str], template: str | None = None):
+        """Makes the model answer these label words, whatever it was trained on.
+
+        The text encoder comes from the checkpoint's own `text_encoder/` folder if it has one, else from
+        `config.text_encoder`; it is released afterwards.
+
+        Args:
+            labels: K different words or phrases.
+            template: replaces `config.label_template`; must contain `{label}`.
+
+        Raises:
+            ValueError: no labels, repeated labels, a template without `{label}`, or no known text encoder.
+            OSError: the text encoder could not be loaded.
+        """
+        folder = os.path.join(self.config._name_or_path, "text_encoder")
+        name, revision = self.config.text_encoder, self.config.text_encoder_revision
+        if os.path.isdir(folder):
+            name, revision = folder, None
+        if name is None:
+            raise ValueError(
+                "This model does not know its text encoder, so it cannot embed new labels. Set "
+                "model.config.text_encoder to a Hub name or a folder."
+            )
+        self._set_labels(labels, template, *load_text_encoder(name, revision))
+
+    def _set_labels(self, labels, template, text_encoder, tokenizer):
+        labels, template = list(labels), template or self.config.label_template
+        if not labels or len(set(labels)) != len(labels):
+            raise ValueError(f"Labels must be at least one and differ from each other; found {labels}.")
+        if "{label}" not in template:
+            raise ValueError(f"template must contain {{label}}; found {template!r}.")
+        texts = [template.format(label=label) for label in labels]
+        features = embed_texts(text_encoder, tokenizer, texts, pooling=self.config.text_pooling)  # (K, d_t)
+        if self.config.classifier_labels is None and labels != self.config.labels:
+            self.config.classifier_labels = self.config.labels
+        elif labels == self.config.classifier_labels:
+            self.config.classifier_labels = None
+        self.config.label_template = template
+        self.config.id2label = dict(enumerate(labels))
+        self.config.label2id = {label: index for index, label in enumerate(labels)}
+        self.label_features = features.to(self.label_features)
+        self._has_label_features = True
+
+
+class LaSCLForAudioClassification(LaSCLPreTrainedModel):
+    """`LaSCLModel` with its two heads: the nearest label embedding (eq. 10) and the classifier (eq. 7)."""
+
+    def __init__(self, config: LaSCLConfig):
+        super().__init__(config)
+        self.lascl = LaSCLModel(config)
+        num_classes = len(config.classifier_labels or config.labels)
+        self.classifier = nn.Linear(config.audio_config.hidden_size, num_classes)
+        self.main_input_name = self.lascl.main_input_name
+        self.post_init()
+
+    @classmethod
+    def from_encoders(
+        cls,
+        audio: str,
+        text: str,
+        labels: list[str],
+        *,
+        audio_encoder_revision: str | None = None,
+        window_s: int | None = None,
+        **config,
+    ) -> LaSCLForAudioClassification:
+        """Builds a model from two pre-trained encoders; projections and classifier are new (seed torch for them).
+
+        Args:
+            audio: Hub name or folder of the audio encoder.
+            text: Hub name or folder of the text encoder; only its embeddings of `labels` are kept.
+            labels: the K label words.
+            audio_encoder_revision: branch, tag or commit of `audio`. For `text` there is `text_encoder_revision`.
+            window_s: Whisper only: the longest clip it will see, in whole seconds; by default its own 30.
+            **config: any other field of `LaSCLConfig`.
+
+        Raises:
+            ValueError: a field that `LaSCLConfig` lacks or refuses, labels that repeat, or an encoder that cannot
+                say which of its frames are padding.
+            OSError: an encoder that could not be loaded.
+        """
+        unknown = sorted(set(config) - {field.name for field in fields(LaSCLConfig)})
+        if unknown:
+            raise ValueError(f"LaSCLConfig has no field {', '.join(unknown)}.")
+        labels = list(labels)
+        if not labels or len(set(labels)) != len(labels):
+            raise ValueError(f"Labels must be at least one and differ from each other; found {labels}.")
+        audio_encoder = load_audio_encoder(audio, revision=audio_encoder_revision, window_s=window_s)
+        text_encoder, tokenizer = load_text_encoder(text, config.get("text_encoder_revision"))
+        # Copies, because LaSCLConfig resets the attention implementation that the loaded encoders have chosen.
+        model = cls(
+            LaSCLConfig(
+                audio_config=copy.deepcopy(audio_encoder.config),
+                text_config=copy.deepcopy(text_encoder.config),
+                text_encoder=text,
+                id2label=dict(enumerate(labels)),
+                **config,
+            )
+        )
+        model.lascl.audio_encoder, model.config.audio_config = audio_encoder, audio_encoder.config
+        if model.config.freeze_feature_encoder:
+            model.lascl.freeze_feature_encoder()
+        model.lascl._set_labels(labels, None, text_encoder, tokenizer)
+        return model
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> LaSCLOutput:
+        """Classifies utterances.
+
+        Args:
+            input_values, input_features, attention_mask: as for `LaSCLModel.forward`.
+            labels: (B,) integers in [0, K); given, the loss of eq. 9 on this batch is computed.
+
+        Returns:
+            `logits` of `config.prediction_head`, `class_logits`, `audio_embeds`, `label_embeds`, `pooled_audio`, and
+            with `labels` also `loss` and `terms`. Label logits are sim(z, e_k) / contrastive_temperature, so that
+            argmax is eq. 10 and softmax a probability. `class_logits` is `None` once other labels than the
+            classifier's were set.
+
+        Raises:
+            ValueError: as `LaSCLModel.forward`; `labels` or the classifier asked for after other labels were set.
+        """
+        embedded = self.lascl(input_values, input_features, attention_mask)
+        class_logits = None
+        if self.config.classifier_labels is None:
+            class_logits = self.classifier(embedded.pooled_audio)
+        elif labels is not None or self.config.prediction_head == "classifier":
+            raise ValueError(
+                f"The classifier was trained on {self.config.classifier_labels}, but the labels are now "
+                f"{self.config.labels}: only the label head answers. Set prediction_head='label' and give no labels."
+            )
+        logits = class_logits
+        if self.config.prediction_head == "label":
+            logits = embedded.audio_embeds @ embedded.label_embeds.T / self.config.contrastive_temperature
+        loss, terms = None, None
+        if labels is not None:
+            loss, terms = joint_loss(
+                embedded.audio_embeds,
+                embedded.label_embeds,
+                class_logits,
+                labels,
+                contrastive_temperature=self.config.contrastive_temperature,
+                contrastive_weight=self.config.contrastive_weight,
+                divergence_weight=self.config.divergence_weight,
+                label_anchors=self.config.label_anchors,
+            )
+        return LaSCLOutput(
+            loss=loss,
+            logits=logits,
+            class_logits=class_logits,
+            audio_embeds=embedded.audio_embeds,
+            label_embeds=embedded.label_embeds,
+            pooled_audio=embedded.pooled_audio,
+            terms=terms,
+        )
+
+    def get_audio_embeddings(self, *args, **kwargs) -> torch.Tensor:
+        """See `LaSCLModel.get_audio_embeddings`."""
+        return self.lascl.get_audio_embeddings(*args, **kwargs)
+
+    def get_label_embeddings(self) -> torch.Tensor:
+        """See `LaSCLModel.get_label_embeddings`."""
+        return self.lascl.get_label_embeddings()
+
+    def set_labels(self, labels: list[str], template: str | None = None):
+        """See `LaSCLModel.set_labels`. Unless they are the classifier's, only the label head answers them.
+
+        Raises:
+            ValueError: also if the model predicts with its classifier, whose labels cannot change.
+        """
+        if self.config.prediction_head == "classifier":
+            raise ValueError(
+                "This model predicts with its classifier, whose labels cannot change. Set "
+                "model.config.prediction_head = 'label' if its label head was trained."
+            )
+        self.lascl.set_labels(labels, template)
+
+
+# -------------------------------------------------------------------------------------------------------- label text
+
+
+def load_text_encoder(name_or_path: str, revision: str | None = None):
+    """The frozen text encoder, float32, in evaluation mode, and its tokenizer. Of an encoder-decoder, the encoder."""
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main")
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision or "main")
+    encoder = AutoModel.from_pretrained(name_or_path, revision=revision or "main", dtype=torch.float32)
+    return (encoder.get_encoder() if config.is_encoder_decoder else encoder).eval(), tokenizer
+
+
+@torch.no_grad()
+def embed_texts(encoder: nn.Module, tokenizer, texts: list[str], *, pooling: str) -> torch.Tensor:
+    """H_t of eq. 2: (K, d_t) embeddings of K texts. Paper unclear: how tokens become one vector; `mean` takes all
+    tokens of the attention mask, the encoder's special ones included; `first` the first token."""
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    hidden = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+    if pooling == "first":
+        return hidden[:, 0]
+    return masked_mean(hidden, tokens["attention_mask"].bool())
+
+
+__all__ = [
+    "LaSCLForAudioClassification",
+    "LaSCLModel",
+    "LaSCLOutput",
+    "LaSCLPreTrainedModel",
+    "joint_loss",
+    "label_divergence_loss",
+    "supervised_contrastive_loss",
+]

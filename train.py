@@ -1,0 +1,210 @@
+"""Trains, cross-validates and scores LaSCL: `accelerate launch train.py [RECIPE.yaml] [--field value ...]`.
+
+Reads like section 3.2 of the paper. Everything lands in the run directory (`output_dir`):
+
+    recipe.yaml environment.json results.json report.md
+    fold-K/ checkpoint/ predictions.csv metrics.json log_history.json
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoFeatureExtractor, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+import lascl
+from lascl.evaluation import read_predictions, results_table, summarise_run
+from lascl.evaluation.results import score_rows
+from lascl.training.prediction import predict_fold, write_predictions
+from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
+from lascl.training.recipe import Recipe, parse_recipe
+from lascl.training.run_directory import open_run, write_json, write_text
+
+
+CARD = Path(__file__).resolve().parent / "model_card.md"
+
+
+def main(argv: list[str] | None = None):
+    """Runs a recipe: all its folds, then the run's results. Called again, it goes on where it stopped.
+
+    Exits with code 2 and one sentence when something is wrong with the recipe, the corpus or the encoders.
+    """
+    logging.disable_progress_bar()  # of loading weights; training keeps its own
+    try:
+        recipe, run_dir = parse_recipe(sys.argv[1:] if argv is None else argv)
+        recipe.training_arguments(run_dir)  # forms the process group, and refuses what cannot work
+        process = PartialState()
+        with process.main_process_first():
+            if process.is_main_process:
+                open_run(run_dir, recipe)
+            corpus = lascl.load_corpus(recipe.corpus, recipe.data_dir, **(recipe.corpus_options or {}))
+            folds = lascl.make_folds(corpus, recipe.num_folds)
+            chosen = recipe.fold_numbers(len(folds))
+            audio_encoder, text_encoder = ready_encoders(recipe, run_dir)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+    labels = corpus.features["label"].names
+    for fold in (fold for fold in folds if fold.number in chosen):
+        fold_dir = run_dir / f"fold-{fold.number}"
+        if (fold_dir / "metrics.json").is_file():
+            process.print(f"Fold {fold.number}: complete, kept.")
+            continue
+        process.print(
+            f"Fold {fold.number} of {len(folds)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test, "
+            f"speakers {', '.join(sorted({corpus['speaker'][row] for row in fold.test}))} held out."
+        )
+        extractor = train_fold(recipe, corpus, fold, fold_dir, audio_encoder, text_encoder)
+        rows = predict_fold(
+            fold_dir / "checkpoint",
+            corpus,
+            fold,
+            max_duration_s=clip_limit_s(recipe, extractor),
+            batch_size=recipe.training_arguments(run_dir).per_device_eval_batch_size,
+        )
+        if process.is_main_process:
+            write_predictions(fold_dir / "predictions.csv", rows)
+            # Last, because it marks the fold as complete.
+            metrics = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
+            write_json(fold_dir / "metrics.json", {"fold": fold.number, **metrics})
+            shutil.rmtree(fold_dir / "trainer", ignore_errors=True)
+        process.wait_for_everyone()
+    if process.is_main_process:
+        report(run_dir, recipe, labels, num_folds=len(folds))
+    process.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str, text_encoder: str):
+    """Trains one fold, from its last intermediate checkpoint if there is one, and saves `fold_dir/checkpoint`.
+
+    Returns:
+        The feature extractor of the checkpoint.
+    """
+    args = recipe.training_arguments(fold_dir / "trainer")
+    labels = corpus.features["label"].names
+    # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
+    longest_s = max(corpus["duration_s"][row] for row in fold.train)
+    window_s = math.ceil(min(longest_s, recipe.max_duration_s))
+
+    set_seed(args.seed)  # of the projections and the classifier, which are new
+    model = lascl.LaSCLForAudioClassification.from_encoders(
+        audio_encoder,
+        text_encoder,
+        labels,
+        audio_encoder_revision=recipe.audio_encoder_revision,
+        window_s=window_s,
+        **recipe.model_config(),
+    )
+    extractor = AutoFeatureExtractor.from_pretrained(
+        audio_encoder, revision=recipe.audio_encoder_revision or "main", return_attention_mask=True
+    )
+    if "input_features" in extractor.model_input_names:
+        extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
+    limit_s = clip_limit_s(recipe, extractor)
+    cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"])
+    if cut:
+        PartialState().print(f"{cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
+    trainer = lascl.LaSCLTrainer(
+        model,
+        args,
+        train_dataset=lascl.data.SpeechDataset(
+            corpus,
+            fold.train,
+            sampling_rate=extractor.sampling_rate,
+            max_duration_s=limit_s,
+            augmentation=args.augmentation,
+            num_views=args.num_views,
+            seed=args.seed,
+        ),
+        data_collator=lascl.data.SpeechCollator(extractor),
+        processing_class=extractor,
+    )
+    interrupted = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=interrupted)
+    if trainer.is_world_process_zero():
+        write_json(fold_dir / "log_history.json", trainer.state.log_history)
+        save_checkpoint(model, extractor, fold_dir / "checkpoint", recipe, text_encoder)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    return extractor
+
+
+def clip_limit_s(recipe: Recipe, extractor) -> float:
+    """Seconds that the model sees of an utterance at most: the recipe's limit, and Whisper's window."""
+    return min(recipe.max_duration_s, getattr(extractor, "chunk_length", math.inf))
+
+
+def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
+    """Names or folders of the two encoders; those with random weights are made under the run directory once."""
+    made = []
+    for kind, spec, save in (
+        ("audio", recipe.audio_encoder, save_random_audio_encoder),
+        ("text", recipe.text_encoder, save_random_text_encoder),
+    ):
+        folder = run_dir / "encoders" / kind
+        if isinstance(spec, dict) and not (folder / "model.safetensors").is_file():
+            save(spec, folder, seed=recipe.training.get("seed", 42))
+        made.append(str(folder) if isinstance(spec, dict) else spec)
+    return tuple(made)
+
+
+def save_checkpoint(model, extractor, folder: Path, recipe: Recipe, text_encoder: str):
+    """A complete model repository: weights, config, code, feature extractor, card; whole or absent."""
+    partial = folder.with_name(".checkpoint")
+    for stale in (partial, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    model.save_pretrained(partial)
+    extractor.save_pretrained(partial)
+    if isinstance(recipe.text_encoder, dict):
+        shutil.copytree(text_encoder, partial / "text_encoder")  # random weights are nowhere else
+    card = ModelCard.from_template(
+        ModelCardData(
+            pipeline_tag="audio-classification",
+            library_name="transformers",
+            tags=["lascl", "speech-emotion-recognition"],
+        ),
+        template_path=str(CARD),
+        labels=model.config.labels,
+        corpus=recipe.corpus,
+        audio_encoder="random weights" if isinstance(recipe.audio_encoder, dict) else recipe.audio_encoder,
+        text_encoder="random weights" if isinstance(recipe.text_encoder, dict) else recipe.text_encoder,
+        max_duration_s=clip_limit_s(recipe, extractor),
+    )
+    card.save(partial / "README.md")
+    partial.rename(folder)
+
+
+def report(run_dir: Path, recipe: Recipe, labels: list[str], num_folds: int):
+    """Writes `results.json` and `report.md` from the predictions, and prints the table."""
+    results = summarise_run(run_dir, labels)
+    write_json(run_dir / "results.json", results)
+    table = results_table(results)
+    done = [fold["fold"] for fold in results["folds"]]
+    protocol = (
+        f"Corpus: {recipe.corpus}{' (synthetic speech by eSpeak NG)' if recipe.corpus == 'synthetic' else ''}. "
+        f"Folds {', '.join(map(str, done))} of {num_folds}, no speaker on two sides; the last epoch is tested; no "
+        f"validation. Scores in per cent, of the {recipe.prediction_head} head unless marked."
+    )
+    confusion = results["pooled"]["confusion"]
+    lines = [f"| true \\ predicted | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
+    lines += [f"| {label} | {' | '.join(map(str, row))} |" for label, row in zip(labels, confusion)]
+    write_text(run_dir / "report.md", "\n\n".join([f"# {run_dir.name}", protocol, table, "\n".join(lines)]) + "\n")
+    print(f"\n{protocol}\n\n{table}\n\n{run_dir}: results.json, report.md, fold-*/checkpoint")
+
+
+if __name__ == "__main__":
+    main()

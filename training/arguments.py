@@ -1,0 +1,67 @@
+"""Training arguments: transformers' own, with the paper's values as defaults and five fields of LaSCL."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class LaSCLTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
+
+    Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`. Defaults that differ
+    from stock: `learning_rate` (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type`
+    (cosine), `warmup_steps` (0.1, a share of all steps), `weight_decay` (0.01), and, for convenience,
+    `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2), `report_to` (nothing) and
+    `remove_unused_columns` (must stay false: batches are made from columns that no model takes).
+
+    `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
+    not widen the contrastive batch: each micro-batch is compared with itself alone.
+
+    Paper unclear: warm-up length and weight decay are not given; we take 10 % of the steps and AdamW's usual 0.01.
+
+    Raises:
+        ValueError: a global batch that cannot be divided so, several GPUs in one process, or several processes that
+            do not know of each other (torchrun on a CPU without `use_cpu`).
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of everything but the audio encoder."})
+    encoder_learning_rate: float = field(default=1e-4, metadata={"help": "Of the audio encoder."})
+    num_views: int = field(default=2, metadata={"help": "Views of each utterance: one clean, the rest augmented."})
+    augmentation: str = field(default="mixed", metadata={"help": "See lascl.data.augmentation.AUGMENTATIONS."})
+    global_batch_size: int = field(
+        default=32, metadata={"help": "Utterances an optimiser step, whatever the number of processes."}
+    )
+    num_train_epochs: float = 50.0
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.1
+    weight_decay: float = 0.01
+    logging_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    report_to: str | list[str] | None = "none"
+    remove_unused_columns: bool | None = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            raise ValueError(
+                f"Launched as {launched} processes, but they do not form a group: each would train alone. On a CPU, "
+                "add --use_cpu true."
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {self.n_gpu} GPUs and would use DataParallel, whose loss sees only a part of each "
+                "batch. Start with `accelerate launch` or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
+        parts = self.world_size * self.gradient_accumulation_steps
+        if self.global_batch_size < parts or self.global_batch_size % parts:
+            raise ValueError(
+                f"global_batch_size must be a multiple of processes x gradient_accumulation_steps = "
+                f"{self.world_size} x {self.gradient_accumulation_steps}; found {self.global_batch_size}."
+            )
+        self.per_device_train_batch_size = self.global_batch_size // parts

@@ -1,0 +1,211 @@
+"""A recipe: everything that decides a run, from a YAML file and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from argparse import SUPPRESS
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from lascl.configuration_lascl import LaSCLConfig
+from lascl.training.arguments import LaSCLTrainingArguments
+
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+DEFAULT_RECIPE = "quickstart"
+
+# Training fields that a run directory always records, beside those a recipe sets.
+RECORDED = (
+    "augmentation",
+    "encoder_learning_rate",
+    "global_batch_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "num_views",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
+# Fields that cannot change what a fold learns: a run may be continued with other values.
+NOT_IDENTITY = {
+    "data_dir",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+    "folds",
+    "log_level",
+    "per_device_eval_batch_size",
+    "report_to",
+    "run_name",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "use_cpu",
+}
+
+
+@dataclass
+class Recipe:
+    """What is trained on what. How it is trained are the fields of `LaSCLTrainingArguments`, in `training`.
+
+    Args:
+        corpus, data_dir, corpus_options: arguments of `lascl.data.load_corpus`.
+        num_folds: of `lascl.data.make_folds`.
+        folds: `all`, or the numbers of some, separated by commas.
+        max_duration_s: longer utterances are cut to their first so many seconds (paper: 10).
+        audio_encoder: Hub name or folder; or a mapping (JSON, on the command line) with `model_type` and other
+            fields of an encoder's configuration, whose weights then start at random.
+        audio_encoder_revision: on the Hub.
+        text_encoder: likewise, for the label words.
+        freeze_feature_encoder: as in `LaSCLConfig`; by default frozen unless the encoder starts at random.
+        The others: fields of `LaSCLConfig`, with its defaults. `training` is filled by `parse_recipe`.
+    """
+
+    corpus: str = "synthetic"
+    data_dir: str | None = None
+    corpus_options: str | None = None
+    num_folds: int = 5
+    folds: str = "all"
+    max_duration_s: float = 10.0
+    audio_encoder: str = "microsoft/wavlm-large"
+    audio_encoder_revision: str | None = None
+    text_encoder: str = "FacebookAI/roberta-large"
+    text_encoder_revision: str | None = None
+    label_template: str = "{label}"
+    projection_dim: int = 256
+    audio_layers: str = "last"
+    audio_pooling: str = "mean"
+    text_pooling: str = "mean"
+    freeze_feature_encoder: bool | None = None
+    contrastive_temperature: float = 0.07
+    contrastive_weight: float = 0.5
+    divergence_weight: float = 0.1
+    label_anchors: bool = True
+    prediction_head: str = "label"
+    training: dict = dataclasses.field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        for name in ("corpus_options", "audio_encoder", "text_encoder"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                setattr(self, name, yaml.safe_load(value))  # JSON on the command line is YAML too
+        self.folds = str(self.folds).strip("[]")
+        if self.freeze_feature_encoder is None:
+            self.freeze_feature_encoder = not isinstance(self.audio_encoder, dict)
+        # Refuse impossible combinations now rather than after the corpus was read.
+        LaSCLConfig(**self.model_config())
+
+    def model_config(self) -> dict:
+        """The fields that are `LaSCLConfig`'s, as keyword arguments of `from_encoders`."""
+        fields = {field.name for field in dataclasses.fields(LaSCLConfig)} - {"text_encoder"}
+        return {name: value for name, value in vars(self).items() if name in fields}
+
+    def fold_numbers(self, num_folds: int) -> list[int]:
+        """The chosen fold numbers, ascending.
+
+        Raises:
+            ValueError: not a list of numbers, or a fold that does not exist.
+        """
+        if self.folds == "all":
+            return list(range(1, num_folds + 1))
+        try:
+            numbers = sorted({int(number) for number in self.folds.split(",")})
+        except ValueError:
+            raise ValueError(f"folds must be 'all' or numbers such as 1,3; found {self.folds!r}.") from None
+        for number in numbers:
+            if not 1 <= number <= num_folds:
+                raise ValueError(f"There is no fold {number}: this corpus has the folds 1 to {num_folds}.")
+        return numbers
+
+    def training_arguments(self, output_dir: str | Path) -> LaSCLTrainingArguments:
+        """The training arguments of one fold, which keeps its intermediate checkpoints in `output_dir`."""
+        return LaSCLTrainingArguments(output_dir=str(output_dir), **self.training)
+
+    def to_dict(self) -> dict:
+        """The recipe as it would stand in a YAML file, with every default that decides a run written out."""
+        recipe = dataclasses.asdict(self)
+        recorded = {f.name: f.default for f in dataclasses.fields(LaSCLTrainingArguments) if f.name in RECORDED}
+        return {**recipe, **recorded, **recipe.pop("training")}
+
+
+def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
+    """Reads `[RECIPE.yaml] [--field value ...]`.
+
+    Fields are those of `Recipe` and of `LaSCLTrainingArguments`; the command line wins over the file. RECIPE is a path
+    or the name of a recipe that comes with the package; none means `quickstart`.
+
+    Returns:
+        The recipe and the run directory (`output_dir`, by default `runs/<recipe>`).
+
+    Raises:
+        ValueError: a field that does not exist (with the nearest that does), a value of the wrong kind, or a recipe
+            that cannot be read.
+        SystemExit: `--help`.
+    """
+    parser = HfArgumentParser(
+        [Recipe, LaSCLTrainingArguments], prog="train.py", allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, help="a YAML file, or a shipped recipe's name")
+    kinds = {}
+    for action in parser._actions:
+        if action.dest not in ("help", "recipe"):
+            kinds.setdefault(action.dest, action.type)
+            action.default = SUPPRESS  # so that only what was typed is found below
+    try:
+        namespace, unknown = parser.parse_known_args(argv)
+    except Exception as error:  # argparse.ArgumentError, and what HfArgumentParser's types raise
+        raise ValueError(f"{error}.") from None
+    if unknown:
+        raise ValueError(_unknown_field(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), kinds))
+    typed = vars(namespace)
+    path = _find_recipe(typed.pop("recipe"))
+    fields = {**_read_recipe(path, kinds), **typed}
+    output_dir = Path(fields.pop("output_dir", f"runs/{path.stem}"))
+    if "per_device_train_batch_size" in fields:
+        raise ValueError("per_device_train_batch_size is derived; set global_batch_size.")
+    for name in ("push_to_hub", "hub_token"):
+        if fields.get(name):
+            raise ValueError(f"{name} is not supported yet: push RUN/fold-K/checkpoint with `hf upload`.")
+    own = {field.name for field in dataclasses.fields(Recipe) if field.init}
+    training = {name: value for name, value in fields.items() if name not in own}
+    recipe = Recipe(**{name: value for name, value in fields.items() if name in own})
+    recipe.training = training
+    return recipe, output_dir
+
+
+def _find_recipe(name: str) -> Path:
+    for path in (Path(name), RECIPES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    shipped = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(shipped)}.")
+
+
+def _read_recipe(path: Path, kinds: dict) -> dict:
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold `field: value` lines; found a {type(fields).__name__}.")
+    for name, value in fields.items():
+        if name not in kinds:
+            raise ValueError(f"{path}: {_unknown_field(name, kinds)}")
+        if isinstance(value, str) and kinds[name] in (int, float):
+            try:
+                fields[name] = kinds[name](value)  # YAML takes 1e-4 for text
+            except ValueError:
+                raise ValueError(f"{path}: {name} must be a number; found {value!r}.") from None
+    return fields
+
+
+def _unknown_field(name: str, kinds: dict) -> str:
+    near = difflib.get_close_matches(name, kinds, n=1)
+    return f"There is no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"

@@ -1,0 +1,93 @@
+"""The run directory: what makes a run itself, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import yaml
+
+from lascl.training.recipe import NOT_IDENTITY, Recipe
+
+
+def open_run(run_dir: str | Path, recipe: Recipe) -> Path:
+    """Makes the run directory, or continues in one whose recipe is the same.
+
+    Writes `recipe.yaml` and `environment.json`.
+
+    Raises:
+        ValueError: the directory holds a run of another recipe (the fields that differ are named), or cannot be
+            written.
+    """
+    run_dir, wanted = Path(run_dir), recipe.to_dict()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {run_dir} cannot be written ({error.strerror}). Choose another.") from None
+    path = run_dir / "recipe.yaml"
+    if path.is_file():
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Through YAML, so that 1 and 1.0, lists and tuples compare as they were written.
+        wanted_again = yaml.safe_load(yaml.safe_dump(wanted))
+        changed = [
+            f"{name} ({found.get(name)!r} there, {wanted_again.get(name)!r} here)"
+            for name in sorted(found.keys() | wanted_again.keys())
+            if name not in NOT_IDENTITY and found.get(name) != wanted_again.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{run_dir} holds a run of another recipe; different are: {'; '.join(changed)}. Choose another "
+                "output_dir, or delete that one."
+            )
+    else:
+        write_text(path, yaml.safe_dump(wanted, sort_keys=True, allow_unicode=True))
+    write_json(run_dir / "environment.json", environment())
+    return run_dir
+
+
+def environment() -> dict:
+    """Versions, machine and commit: what a reader needs to repeat a number."""
+    packages = ("lascl", "torch", "transformers", "accelerate", "datasets", "audiomentations", "numpy")
+    return {
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this package's own checkout, with `-dirty` if tracked files differ; `None` outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        top = _git(root, "rev-parse", "--show-toplevel")
+        if Path(top) != root:
+            return None
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write_json(path: str | Path, content):
+    """Writes JSON so that the file is whole or absent, whenever the process dies."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str):
+    """Writes text so that the file is whole or absent, whenever the process dies."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
