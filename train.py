@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None):
             folds = lascl.make_folds(corpus, recipe.num_folds)
             chosen = recipe.fold_numbers(len(folds))
             audio_encoder, text_encoder = ready_encoders(recipe, run_dir)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
 

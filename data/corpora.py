@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import re
 from collections import Counter
 from pathlib import Path
@@ -38,7 +39,8 @@ def load_corpus(
             Hugging Face cache).
         data_dir: the folder of the corpus.
         allow_partial: go on although utterances are missing or extra.
-        **options: of the corpus; `synthetic` takes those of `generate_synthetic_corpus`.
+        **options: of the corpus; `synthetic` takes `num_speakers`, `utterances_per_speaker` and `seed`, see
+            `lascl.data.synthetic.generate_synthetic_corpus`.
 
     Returns:
         A `datasets.Dataset` with the columns `id` (str, unique), `audio` (str, absolute path), `label` (`ClassLabel`,
@@ -51,7 +53,11 @@ def load_corpus(
     """
     if name not in _READERS:
         raise ValueError(f"Unknown corpus {name!r}. Known: {', '.join(sorted(_READERS))}.")
-    rows, labels = _READERS[name](data_dir, allow_partial=allow_partial, **options)
+    reader = _READERS[name]
+    unknown = sorted(set(options) - set(inspect.signature(reader).parameters))
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}.")
+    rows, labels = reader(data_dir, allow_partial=allow_partial, **options)
     repeated = [id for id, count in Counter(row["id"] for row in rows).items() if count > 1]
     if repeated:
         raise ValueError(f"{name}: the id {repeated[0]!r} stands for several files. Keep one copy of each utterance.")
@@ -104,10 +110,14 @@ def _read_emodb(data_dir, *, allow_partial):
     return rows, EMODB_LABELS.values()
 
 
-def _read_synthetic(data_dir, *, allow_partial, **options):
+def _read_synthetic(data_dir, *, allow_partial, num_speakers=10, utterances_per_speaker=48, seed=0):
     if data_dir is None:
-        data_dir = Path(datasets.config.HF_DATASETS_CACHE) / "lascl-synthetic"
-    root = generate_synthetic_corpus(data_dir, **options).resolve()
+        # One folder for each choice, so that a small corpus for a test does not replace the demo's.
+        folder = f"{num_speakers}-speakers-{utterances_per_speaker}-utterances-seed-{seed}"
+        data_dir = Path(datasets.config.HF_DATASETS_CACHE) / "lascl-synthetic" / folder
+    root = generate_synthetic_corpus(
+        data_dir, num_speakers=num_speakers, utterances_per_speaker=utterances_per_speaker, seed=seed
+    ).resolve()
     with open(root / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = [
             {

@@ -114,8 +114,8 @@ def generate_synthetic_corpus(output_dir, *, num_speakers=10, utterances_per_spe
     }
     if utterances_per_speaker % len(SYNTHETIC_LABELS):
         raise ValueError(
-            f"utterances_per_speaker must be a multiple of {len(SYNTHETIC_LABELS)}, so that each emotion is spoken "
-            f"equally often; got {utterances_per_speaker}."
+            f"utterances_per_speaker must be a multiple of {len(SYNTHETIC_LABELS)}, so that each emotion is "
+            f"spoken equally often; got {utterances_per_speaker}."
         )
     final = Path(output_dir).resolve()
     if _is_complete(final, arguments):
@@ -190,10 +190,10 @@ def _speak_in_new_process(job):
     # eSpeak is one global state per process, and its pitch flutter and noise run on from one utterance to the
     # next, even across espeak_Terminate. Only a new process always starts the same; it also leaves the
     # caller's own eSpeak alone.
-    code = "import json, sys; from lascl.data.synthetic import _speak_corpus as f; f(**json.loads(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", code, json.dumps(job)]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # This file is run by its path because importing lascl.data would cost the child seconds, for torch and datasets.
+    code = "import json, runpy, sys; runpy.run_path(sys.argv[1])['_speak_corpus'](**json.loads(sys.argv[2]))"
+    command = [sys.executable, "-c", code, __file__, json.dumps(job)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode:
         raise RuntimeError(f"eSpeak NG could not speak the corpus (exit {child.returncode}):\n{child.stderr.strip()}")
 

@@ -42,7 +42,7 @@ class LaSCLTrainingArguments(TrainingArguments):
     logging_strategy: str = "epoch"
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036, HfArgumentParser wants stock's order
     remove_unused_columns: bool | None = False
 
     def __post_init__(self):
