@@ -75,7 +75,19 @@ def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
     first_norm = getattr(convolutions[0], "layer_norm", None) if convolutions else None
     if isinstance(first_norm, nn.GroupNorm) and not isinstance(first_norm, MaskedGroupNorm):
         convolutions[0].layer_norm = MaskedGroupNorm.adopt(first_norm)
+    if encoder.config.model_type == "data2vec-audio":
+        # Its position embedding is a stack of convolutions: after the first, padding would no longer be zero and
+        # would leak into the last valid frames.
+        for layer in encoder.encoder.pos_conv_embed.layers:
+            layer.register_forward_hook(_zero_padding)
     return encoder
+
+
+def _zero_padding(layer: nn.Module, inputs, hidden_states: torch.Tensor) -> torch.Tensor:
+    if layer.valid_frames is None:
+        return hidden_states
+    valid = torch.arange(hidden_states.shape[-1], device=hidden_states.device) < layer.valid_frames[:, None]  # (B, T)
+    return hidden_states * valid[:, None]  # (B, C, T)
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -144,9 +156,7 @@ def encode_audio(
         outputs = encoder(inputs, output_hidden_states=all_layers)
     else:
         inputs, attention_mask = _reach_one_frame(encoder, inputs, attention_mask)
-        norm = _masked_norm(encoder)
-        if norm is not None:
-            norm.valid_frames = None if attention_mask is None else _first_layer_frames(encoder, attention_mask)
+        _tell_valid_frames(encoder, attention_mask)
         outputs = encoder(inputs, attention_mask=attention_mask, output_hidden_states=all_layers)
     last = outputs.last_hidden_state
     mask = frame_mask(encoder, attention_mask, batch_size=last.shape[0], num_frames=last.shape[1], device=last.device)
@@ -187,13 +197,15 @@ def _reach_one_frame(encoder, inputs, attention_mask):
     return inputs, nn.functional.pad(attention_mask, (0, missing)).masked_fill(reached, 1)
 
 
-def _masked_norm(encoder) -> MaskedGroupNorm | None:
+def _tell_valid_frames(encoder, attention_mask: torch.Tensor | None):
+    """Tells the adapted layers how many of their frames lie wholly on signal: as many as the utterance alone gives."""
+    samples = None if attention_mask is None else attention_mask.sum(-1)  # (B,)
     convolutions = getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None)
     norm = getattr(convolutions[0], "layer_norm", None) if convolutions else None
-    return norm if isinstance(norm, MaskedGroupNorm) else None
-
-
-def _first_layer_frames(encoder, attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B,) frames of the first convolution that lie wholly on signal: what the utterance alone would give."""
-    kernel, stride = encoder.config.conv_kernel[0], encoder.config.conv_stride[0]
-    return (torch.div(attention_mask.sum(-1) - kernel, stride, rounding_mode="floor") + 1).clamp(min=1)
+    if isinstance(norm, MaskedGroupNorm):
+        kernel, stride = encoder.config.conv_kernel[0], encoder.config.conv_stride[0]
+        norm.valid_frames = None if samples is None else (samples - kernel).div(stride, rounding_mode="floor") + 1
+    if encoder.config.model_type == "data2vec-audio":
+        frames = None if samples is None else encoder._get_feat_extract_output_lengths(samples)
+        for layer in encoder.encoder.pos_conv_embed.layers:
+            layer.valid_frames = frames

@@ -71,7 +71,9 @@ _SENTENCES = re.findall(
 
 _RATE = 16_000  # samples per second of the files
 _MARKER = "synthetic-corpus.json"
-_OWN_FILES = re.compile(rf"{_MARKER}|manifest\.csv|speaker-\d+/speaker-\d+-\d+-({'|'.join(SYNTHETIC_LABELS)})\.flac")
+_OWN_FILES = re.compile(
+    rf"{_MARKER}|manifest\.csv|speaker-\d+/speaker-\d+-\d+-({'|'.join(SYNTHETIC_LABELS)})\.flac"
+)
 _FORMAT = 1  # raise it whenever the same arguments would give other clips
 
 
@@ -171,31 +173,32 @@ def _is_complete(directory, arguments):
 
 
 def _remove_corpus(directory, aside):
-    if not directory.exists():
-        return
-    if not directory.is_dir():
+    if directory.is_file():
         raise FileExistsError(f"{directory} is a file; name a folder for the synthetic corpus.")
-    files = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()]
-    foreign = [name for name in files if not _OWN_FILES.fullmatch(name)]
-    if foreign:
-        raise FileExistsError(f"{directory} holds {min(foreign)!r}, not of a synthetic corpus; name a new folder.")
     try:
+        files = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()]
+        foreign = [name for name in files if not _OWN_FILES.fullmatch(name)]
+        if foreign:
+            raise FileExistsError(
+                f"{directory} holds {min(foreign)!r}, not of a synthetic corpus; name a new folder."
+            )
         directory.rename(aside)
-    except FileNotFoundError:  # another process was faster
-        return
-    shutil.rmtree(aside)
+        shutil.rmtree(aside)
+    except FileNotFoundError:
+        pass  # there is none, or another process is removing it
 
 
 def _speak_in_new_process(job):
     # eSpeak is one global state per process, and its pitch flutter and noise run on from one utterance to the
     # next, even across espeak_Terminate. Only a new process always starts the same; it also leaves the
-    # caller's own eSpeak alone.
-    # This file is run by its path because importing lascl.data would cost the child seconds, for torch and datasets.
+    # caller's own eSpeak alone. It runs this file by its path, because importing lascl.data costs seconds.
     code = "import json, runpy, sys; runpy.run_path(sys.argv[1])['_speak_corpus'](**json.loads(sys.argv[2]))"
     command = [sys.executable, "-c", code, __file__, json.dumps(job)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode:
-        raise RuntimeError(f"eSpeak NG could not speak the corpus (exit {child.returncode}):\n{child.stderr.strip()}")
+        raise RuntimeError(
+            f"eSpeak NG could not speak the corpus (exit {child.returncode}):\n{child.stderr.strip()}"
+        )
 
 
 def _voice(number):
@@ -247,11 +250,9 @@ def _load_espeak(library, data):
     espeak = ctypes.CDLL(library)
     # Without a declared size_t, ctypes would pass the length of the text as 32 bits.
     unsigned, pointer = ctypes.c_uint, ctypes.c_void_p
-    espeak.espeak_Synth.argtypes = [
-        *(ctypes.c_char_p, ctypes.c_size_t, unsigned, ctypes.c_int, unsigned, unsigned, pointer, pointer)
-    ]
-    # AUDIO_OUTPUT_SYNCHRONOUS (AUDIO_OUTPUT_RETRIEVAL gives the same, ten times slower),
-    # espeakINITIALIZE_DONT_EXIT
+    position = (unsigned, ctypes.c_int, unsigned)
+    espeak.espeak_Synth.argtypes = (ctypes.c_char_p, ctypes.c_size_t, *position, unsigned, pointer, pointer)
+    # AUDIO_OUTPUT_SYNCHRONOUS (..._RETRIEVAL was measured ten times slower), espeakINITIALIZE_DONT_EXIT
     synchronous, no_exit = 2, 0x8000
     native_rate = espeak.espeak_Initialize(synchronous, 0, os.fsencode(data), no_exit)
     data_used = ctypes.c_char_p()

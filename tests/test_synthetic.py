@@ -1,6 +1,7 @@
 """The synthetic corpus: what is written, that it is the same every time, that emotion is in the prosody."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,9 @@ def test_every_speaker_speaks_every_emotion_equally_often(corpus):
     assert list(rows[0]) == ["path", "label", "speaker", "text", "duration_s"]
     pairs = [(row["speaker"], row["label"]) for row in rows]
     speakers = ["speaker-01", "speaker-02", "speaker-03", "speaker-04"]
-    assert {pair: pairs.count(pair) for pair in pairs} == {(s, e): 8 for s in speakers for e in SYNTHETIC_LABELS}
+    assert {pair: pairs.count(pair) for pair in pairs} == {
+        (s, e): 8 for s in speakers for e in SYNTHETIC_LABELS
+    }
     assert len({row["path"] for row in rows}) == len(rows) == len(list(corpus.glob("*/*.flac")))
 
 
@@ -102,7 +105,9 @@ def test_same_arguments_give_the_same_samples(small, tmp_path):
 def test_seed_changes_the_clips_and_more_speakers_do_not(small, tmp_path):
     other = generate_synthetic_corpus(tmp_path / "other", **SMALL, seed=1)
     more = generate_synthetic_corpus(tmp_path / "more", num_speakers=3, utterances_per_speaker=4)
-    clips, others, mores = ({k: v for k, v in snapshot(c).items() if k.endswith("flac")} for c in (small, other, more))
+    clips, others, mores = (
+        {k: v for k, v in snapshot(c).items() if k.endswith("flac")} for c in (small, other, more)
+    )
     assert all(others[path] != samples for path, samples in clips.items())
     assert all(mores[path] == samples for path, samples in clips.items())
 
@@ -118,7 +123,7 @@ def test_half_written_or_other_corpus_is_replaced(small, tmp_path, damage):
     corpus = shutil.copytree(small, tmp_path / "corpus")
     if damage == "marker":
         (corpus / synthetic._MARKER).write_text('{"format": 1, "num_sp')
-        (corpus / "speaker-01" / "leftover.flac").touch()
+        (corpus / "speaker-01" / "speaker-01-099-sad.flac").touch()
     elif damage == "clip":
         next(corpus.glob("speaker-02/*.flac")).unlink()
     elif damage == "manifest":
@@ -129,13 +134,16 @@ def test_half_written_or_other_corpus_is_replaced(small, tmp_path, damage):
     assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
 
 
-def test_folder_with_other_files_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
+@pytest.mark.parametrize("name", ["thesis.txt", "speaker-01/recording.flac"])
+def test_folder_with_other_files_is_left_alone(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("years of work")
+    with pytest.raises(FileExistsError, match=name):
         generate_synthetic_corpus(tmp_path, **SMALL)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [file]
     with pytest.raises(FileExistsError, match="is a file"):
-        generate_synthetic_corpus(tmp_path / "thesis.txt", **SMALL)
+        generate_synthetic_corpus(file, **SMALL)
 
 
 def test_failing_synthesis_leaves_nothing_and_says_why(tmp_path, monkeypatch):
@@ -145,28 +153,33 @@ def test_failing_synthesis_leaves_nothing_and_says_why(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("link", [True, False])
-def test_data_may_lie_deep(small, tmp_path, monkeypatch, link):
+def test_data_may_lie_deep(small, tmp_path, monkeypatch):
     import espeakng_loader
 
     deep = tmp_path.joinpath(*["a-directory-name-of-forty-characters-here"] * 5, "espeak-ng-data")
-    deep.parent.mkdir(parents=True)
     shutil.copytree(espeakng_loader.get_data_path(), deep)
+    assert len(str(deep)) > 200
     monkeypatch.setattr("espeakng_loader.get_data_path", lambda: str(deep))
-    if not link:  # as on Windows, where links are a privilege: then the data is copied
-
-        def refuse(*args, **kwargs):
-            raise OSError("no links here")
-
-        monkeypatch.setattr("os.symlink", refuse)
-        copied = synthetic._short_path(str(deep), str(tmp_path))
-        assert (tmp_path / "data" / "phondata").is_file() and copied == str(tmp_path / "data")
     assert snapshot(generate_synthetic_corpus(tmp_path / "corpus", **SMALL)) == snapshot(small)
 
 
-def test_two_processes_at_once(small, tmp_path):
-    code = "import sys; from lascl.data.synthetic import generate_synthetic_corpus as f; f(sys.argv[1], **%r)" % SMALL
-    command = [sys.executable, "-c", code, str(tmp_path / "corpus")]
+def test_data_is_copied_where_links_are_refused(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("links are a privilege on Windows")
+
+    monkeypatch.setattr("os.symlink", refuse)
+    (tmp_path / "deep" / "lang").mkdir(parents=True)
+    short = synthetic._short_path(str(tmp_path / "deep"), str(tmp_path))
+    assert (tmp_path / "data" / "lang").is_dir() and short == str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_two_processes_at_once(small, tmp_path, stale):
+    if stale:
+        (shutil.copytree(small, tmp_path / "corpus") / synthetic._MARKER).unlink()
+    code = "import json, runpy, sys; module = runpy.run_path(sys.argv[1]); "
+    code += "module['generate_synthetic_corpus'](sys.argv[2], **json.loads(sys.argv[3]))"
+    command = [sys.executable, "-c", code, synthetic.__file__, str(tmp_path / "corpus"), json.dumps(SMALL)]
     children = [subprocess.Popen(command) for _ in range(2)]
     assert [child.wait() for child in children] == [0, 0]
     assert snapshot(tmp_path / "corpus") == snapshot(small)

@@ -1,0 +1,127 @@
+"""What several test files need: tiny encoders of every family, tiny recordings, and the shared folder if it is there."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
+
+
+torch.set_num_threads(2)  # as on the machines that CI runs on
+
+# wav2vec 2.0 and its kin at a size that runs in milliseconds. Receptive field: 10 + 5 * 2 = 20 samples, stride 10.
+CONVOLUTIONAL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [8, 8],
+    "conv_kernel": [10, 3],
+    "conv_stride": [5, 2],
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": 8,
+    # No chance in the tiny encoders: tests that want it switch it on.
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "layerdrop": 0.0,
+    "apply_spec_augment": False,
+}
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+AUDIO_ENCODERS = {
+    "wav2vec2-group": {"model_type": "wav2vec2", **CONVOLUTIONAL},
+    "wav2vec2-layer": {"model_type": "wav2vec2", **CONVOLUTIONAL, **LAYER_NORM},
+    "hubert-group": {"model_type": "hubert", **CONVOLUTIONAL},
+    "hubert-layer": {"model_type": "hubert", **CONVOLUTIONAL, **LAYER_NORM},
+    "wavlm-group": {"model_type": "wavlm", **CONVOLUTIONAL},
+    "wavlm-layer": {"model_type": "wavlm", **CONVOLUTIONAL, **LAYER_NORM},
+    "unispeech": {"model_type": "unispeech", **CONVOLUTIONAL},
+    "unispeech-sat": {"model_type": "unispeech-sat", **CONVOLUTIONAL},
+    "data2vec-audio": {
+        "model_type": "data2vec-audio",
+        **{k: v for k, v in CONVOLUTIONAL.items() if not k.startswith("num_conv_pos")},
+        "num_conv_pos_embeddings": 2,
+        "num_conv_pos_embedding_groups": 2,
+        "conv_pos_kernel_size": 3,
+    },
+    "whisper": {
+        "model_type": "whisper",
+        "d_model": 16,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 24,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 24,
+        "num_mel_bins": 16,
+        "max_source_positions": 100,
+        "vocab_size": 8,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 3,
+    },
+}
+TEXT_ENCODER = {
+    "model_type": "bert",
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+LABELS = ["angry", "happy", "neutral", "sad"]
+RATE = 16_000
+
+
+@pytest.fixture(scope="session")
+def audio_encoders(tmp_path_factory) -> dict[str, str]:
+    """Folders of tiny audio encoders with random weights, by family."""
+    root = tmp_path_factory.mktemp("audio-encoders")
+    return {name: str(save_random_audio_encoder(spec, root / name)) for name, spec in AUDIO_ENCODERS.items()}
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory) -> str:
+    """Folder of a tiny text encoder with random weights."""
+    return str(save_random_text_encoder(TEXT_ENCODER, tmp_path_factory.mktemp("text-encoder")))
+
+
+def recording(seed: int, duration_s: float = 0.5) -> np.ndarray:
+    """A voiced-like sound: a few harmonics and noise, different for each seed. (samples,) float32."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(duration_s * RATE)) / RATE
+    harmonics = sum(rng.uniform(0.05, 0.2) * np.sin(2 * np.pi * k * rng.uniform(90, 250) * t) for k in range(1, 5))
+    return (harmonics + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def emodb_like(tmp_path_factory) -> Path:
+    """Ten speakers with one utterance of each of EmoDB's seven emotions, 0.3 to 0.6 s, under EmoDB's file names."""
+    root = tmp_path_factory.mktemp("emodb-like")
+    for index, speaker in enumerate(("03", "08", "09", "10", "11", "12", "13", "14", "15", "16")):
+        for number, emotion in enumerate("WLEAFNT"):
+            samples = recording(seed=10 * index + number, duration_s=0.3 + 0.05 * number)
+            soundfile.write(root / f"{speaker}a01{emotion}a.wav", samples, RATE)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real weights and real speech; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("LASCL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "corpora" / "emodb").is_dir():
+        pytest.skip(f"needs real weights and speech: no folder {folder} (set LASCL_SHARED)")
+    return folder
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
