@@ -79,6 +79,7 @@ def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
         # Its position embedding is a stack of convolutions: after the first, padding would no longer be zero and
         # would leak into the last valid frames.
         for layer in encoder.encoder.pos_conv_embed.layers:
+            layer.valid_frames = None
             layer.register_forward_hook(_zero_padding)
     return encoder
 

@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None):
         with process.main_process_first():
             if process.is_main_process:
                 open_run(run_dir, recipe)
-            corpus = lascl.load_corpus(recipe.corpus, recipe.data_dir, **(recipe.corpus_options or {}))
+            corpus = lascl.load_corpus(
+                recipe.corpus, recipe.data_dir, allow_partial=recipe.allow_partial, **(recipe.corpus_options or {})
+            )
             folds = lascl.make_folds(corpus, recipe.num_folds)
             chosen = recipe.fold_numbers(len(folds))
             audio_encoder, text_encoder = ready_encoders(recipe, run_dir)

@@ -33,10 +33,10 @@ _BASELINE = (185.0, 48.0, 22.0, 1.0, -25.0, 0.00, 0.7)  # a neutral utterance of
 _SPEAKER_SD = (6.0, 3.0, 4.0, 0.3, 1.5, 0.05, 0.05)  # how speakers differ from each other
 _UTTERANCE_SD = (11.0, 5.0, 8.0, 0.8, 2.0, 0.12, 0.2)  # how one speaker's utterances of one emotion differ
 _OFFSETS = {
-    "angry": (32.0, 6.0, 25.0, -0.5, 6.0, 0.65, 1.1),
-    "happy": (22.0, 38.0, 68.0, 0.0, 2.0, 0.40, -0.1),
-    "neutral": (0.0, 0.0, 0.0, 0.0, 0.0, 0.00, 0.0),
-    "sad": (-32.0, -8.0, -10.0, 2.0, -6.0, -0.50, -0.4),
+    "angry": (34.0, 6.0, 25.0, -0.5, 6.0, 0.75, 1.2),
+    "happy": (22.0, 40.0, 70.0, 0.0, 2.0, 0.45, -0.2),
+    "neutral": (0.0, 0.0, 0.0, 0.0, 0.0, 0.00, 0.1),
+    "sad": (-38.0, -8.0, -10.0, 2.5, -6.0, -0.65, -0.4),
 }
 _LOWEST = (110.0, 0.0, 0.0, 0.0, -45.0, -0.9, 0.1)
 _HIGHEST = (260.0, 99.0, 99.0, 8.0, -12.0, 0.9, 4.0)
@@ -71,9 +71,7 @@ _SENTENCES = re.findall(
 
 _RATE = 16_000  # samples per second of the files
 _MARKER = "synthetic-corpus.json"
-_OWN_FILES = re.compile(
-    rf"{_MARKER}|manifest\.csv|speaker-\d+/speaker-\d+-\d+-({'|'.join(SYNTHETIC_LABELS)})\.flac"
-)
+_OWN_FILES = re.compile(rf"{_MARKER}|manifest\.csv|speaker-\d+/speaker-\d+-\d+-({'|'.join(SYNTHETIC_LABELS)})\.flac")
 _FORMAT = 1  # raise it whenever the same arguments would give other clips
 
 
@@ -179,9 +177,7 @@ def _remove_corpus(directory, aside):
         files = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()]
         foreign = [name for name in files if not _OWN_FILES.fullmatch(name)]
         if foreign:
-            raise FileExistsError(
-                f"{directory} holds {min(foreign)!r}, not of a synthetic corpus; name a new folder."
-            )
+            raise FileExistsError(f"{directory} holds {min(foreign)!r}, not of a synthetic corpus; name a new folder.")
         directory.rename(aside)
         shutil.rmtree(aside)
     except FileNotFoundError:
@@ -196,9 +192,7 @@ def _speak_in_new_process(job):
     command = [sys.executable, "-c", code, __file__, json.dumps(job)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode:
-        raise RuntimeError(
-            f"eSpeak NG could not speak the corpus (exit {child.returncode}):\n{child.stderr.strip()}"
-        )
+        raise RuntimeError(f"eSpeak NG could not speak the corpus (exit {child.returncode}):\n{child.stderr.strip()}")
 
 
 def _voice(number):

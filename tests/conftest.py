@@ -1,4 +1,4 @@
-"""What several test files need: tiny encoders of every family, tiny recordings, and the shared folder if it is there."""
+"""What several test files need: tiny encoders of every family, tiny recordings, the shared folder if it is there."""
 
 import csv
 import os

@@ -53,9 +53,7 @@ def test_every_speaker_speaks_every_emotion_equally_often(corpus):
     assert list(rows[0]) == ["path", "label", "speaker", "text", "duration_s"]
     pairs = [(row["speaker"], row["label"]) for row in rows]
     speakers = ["speaker-01", "speaker-02", "speaker-03", "speaker-04"]
-    assert {pair: pairs.count(pair) for pair in pairs} == {
-        (s, e): 8 for s in speakers for e in SYNTHETIC_LABELS
-    }
+    assert {pair: pairs.count(pair) for pair in pairs} == {(s, e): 8 for s in speakers for e in SYNTHETIC_LABELS}
     assert len({row["path"] for row in rows}) == len(rows) == len(list(corpus.glob("*/*.flac")))
 
 
@@ -105,9 +103,7 @@ def test_same_arguments_give_the_same_samples(small, tmp_path):
 def test_seed_changes_the_clips_and_more_speakers_do_not(small, tmp_path):
     other = generate_synthetic_corpus(tmp_path / "other", **SMALL, seed=1)
     more = generate_synthetic_corpus(tmp_path / "more", num_speakers=3, utterances_per_speaker=4)
-    clips, others, mores = (
-        {k: v for k, v in snapshot(c).items() if k.endswith("flac")} for c in (small, other, more)
-    )
+    clips, others, mores = ({k: v for k, v in snapshot(c).items() if k.endswith("flac")} for c in (small, other, more))
     assert all(others[path] != samples for path, samples in clips.items())
     assert all(mores[path] == samples for path, samples in clips.items())
 

@@ -56,7 +56,8 @@ class Recipe:
     """What is trained on what. How it is trained are the fields of `LaSCLTrainingArguments`, in `training`.
 
     Args:
-        corpus, data_dir, corpus_options: arguments of `lascl.data.load_corpus`.
+        corpus, data_dir, allow_partial: arguments of `lascl.data.load_corpus`.
+        corpus_options: its further arguments, as a mapping (JSON, on the command line).
         num_folds: of `lascl.data.make_folds`.
         folds: `all`, or the numbers of some, separated by commas.
         max_duration_s: longer utterances are cut to their first so many seconds (paper: 10).
@@ -70,6 +71,7 @@ class Recipe:
 
     corpus: str = "synthetic"
     data_dir: str | None = None
+    allow_partial: bool = False
     corpus_options: str | None = None
     num_folds: int = 5
     folds: str = "all"

@@ -1,0 +1,31 @@
+# The README's two commands, and what a developer runs. Needs nothing but python3 with venv and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint readme clean
+
+# Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
+demo: .venv/installed
+	$(BIN)/python train.py --output_dir runs/demo
+	$(BIN)/python demo.py runs/demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Puts the numbers of results/ into the README.
+readme: .venv/installed
+	$(BIN)/python -m lascl.evaluation.readme README.md
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# torch first and by itself: where a CPU build is at hand, a plain requirement might fetch the CUDA one instead.
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	touch $@

@@ -1,0 +1,51 @@
+"""Puts the numbers of `results/` between the README's markers: `python -m lascl.evaluation.readme README.md`.
+
+A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of a run directory's small
+files. What it says is computed from the predictions there; a run of uncommitted code is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from lascl.evaluation.results import results_table, summarise_run
+
+
+BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def render(readme: str, results_dir: str | Path) -> str:
+    """The text of a README with every results block filled anew.
+
+    Raises:
+        ValueError: a run whose commit is unknown or dirty, or whose `results.json` does not follow from its
+            predictions.
+    """
+    return BLOCK.sub(lambda match: match[1] + _block(Path(results_dir) / match["name"]) + match[3], readme)
+
+
+def _block(folder: Path) -> str:
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    commit = environment["commit"]
+    if commit is None or commit.endswith("-dirty"):
+        raise ValueError(f"{folder} was made by uncommitted code (commit {commit}). Commit, and run it again.")
+    results = summarise_run(folder, stored["pooled"]["labels"])
+    if results != stored:
+        raise ValueError(f"{folder}/results.json does not follow from the predictions beside it.")
+    line = (
+        f"`{recipe['corpus']}`, {recipe['num_train_epochs']:g} epochs, seed {recipe['seed']}, one run of commit "
+        f"`{commit[:10]}` on {environment['device']}; per cent."
+    )
+    return f"\n{results_table(results)}\n\n{line}\n\n"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(render(path.read_text(encoding="utf-8"), path.resolve().parent / "results"), encoding="utf-8")

@@ -1,0 +1,87 @@
+"""Trains tiny models for a few steps and saves what happened; test_distributed.py runs it in one process and in two."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoFeatureExtractor, set_seed
+
+from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus
+from lascl.data import SpeechCollator, SpeechDataset
+
+
+class RecordingDataset(SpeechDataset):
+    """Keeps what was asked of it: (epoch, id) pairs."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.epoch, self.seen = None, []
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.epoch = epoch
+
+    def __getitem__(self, index):
+        self.seen.append((self.epoch, self.ids[index]))
+        return super().__getitem__(index)
+
+
+def train(setting: dict, folder: Path) -> dict:
+    """Two epochs of two steps of eight utterances, two views each, then a prediction of nine others.
+
+    Plain gradient descent without clipping: a wrong scale of any gradient shows in the weights, which AdamW hides, and
+    parameters whose true gradient is zero do not amplify rounding, as they do in AdamW.
+    """
+    args = LaSCLTrainingArguments(
+        str(folder),
+        global_batch_size=8,
+        gradient_accumulation_steps=setting.get("accumulation", 1),
+        per_device_eval_batch_size=2,
+        num_train_epochs=2,
+        optim="sgd",
+        learning_rate=0.05,
+        encoder_learning_rate=0.02,
+        warmup_steps=0,
+        max_grad_norm=0,
+        logging_strategy="steps",
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    corpus = load_corpus("emodb", setting["data_dir"], allow_partial=True)
+    set_seed(7)
+    model = LaSCLForAudioClassification.from_encoders(
+        setting["audio_encoder"], setting["text_encoder"], corpus.features["label"].names, **setting["model"]
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    extractor = AutoFeatureExtractor.from_pretrained(setting["audio_encoder"])
+    audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": 10}
+    dataset = RecordingDataset(corpus, range(16), augmentation="gain", num_views=2, **audio)
+    trainer = LaSCLTrainer(model, args, train_dataset=dataset, data_collator=SpeechCollator(extractor))
+    trainer.train()
+    prediction = trainer.predict(SpeechDataset(corpus, range(16, 25), **audio))
+    return {
+        "processes": args.world_size,
+        "rows": args.per_device_train_batch_size,
+        "steps": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "before": before,
+        "after": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "seen": dataset.seen,
+        "logits": [torch.from_numpy(logits) for logits in prediction.predictions],
+        "metrics": prediction.metrics,
+    }
+
+
+def main(settings_file: str, folder: str):
+    folder = Path(folder)
+    for name, setting in json.loads(Path(settings_file).read_text()).items():
+        result = train(setting, folder / "trainer")
+        rank = torch.distributed.get_rank()
+        torch.save(result, folder / f"{name}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

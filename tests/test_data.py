@@ -1,0 +1,236 @@
+"""Corpora, folds, audio and batches: what is read is what is in the files, and no speaker crosses a fold."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE, recording
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+from lascl.data import Fold, SpeechCollator, SpeechDataset, audio_duration_s, load_corpus, make_folds, read_audio
+
+
+# ---------------------------------------------------------------------------------------------------------- audio
+
+
+@pytest.mark.parametrize(
+    "suffix, subtype", [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", "PCM_24"), ("ogg", "VORBIS")]
+)
+def test_formats_are_read_to_the_same_samples(tmp_path, suffix, subtype):
+    samples = recording(seed=0)
+    soundfile.write(tmp_path / f"a.{suffix}", samples, RATE, subtype=subtype)
+    read = read_audio(tmp_path / f"a.{suffix}")
+    assert read.dtype == np.float32 and read.shape == samples.shape
+    assert np.abs(read - samples).max() < (0.05 if subtype == "VORBIS" else 1e-4)
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = recording(seed=1), recording(seed=2)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), RATE, subtype="FLOAT")
+    assert np.allclose(read_audio(tmp_path / "a.wav"), (left + right) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_other_rates_are_resampled_without_moving_a_tone(tmp_path, rate):
+    t = np.arange(rate) / rate
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 1000 * t), rate, subtype="FLOAT")
+    read = read_audio(tmp_path / "a.wav")
+    assert abs(len(read) - RATE) <= 1
+    middle = slice(2000, 14000)  # away from the filter's edges
+    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
+    assert np.abs(read[middle] - expected[middle]).max() < 1e-3
+
+
+def test_only_the_first_seconds_are_read(tmp_path):
+    samples = recording(seed=3, duration_s=1.0)
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    assert np.array_equal(read_audio(tmp_path / "a.wav", max_duration_s=0.25), samples[:4000])
+    assert audio_duration_s(tmp_path / "a.wav") == 1.0
+
+
+@pytest.mark.parametrize(
+    "content, message", [(b"", "cannot be read as audio"), (b"not audio" * 9, "cannot be read as")]
+)
+def test_what_is_not_audio_is_named(tmp_path, content, message):
+    (tmp_path / "bad.wav").write_bytes(content)
+    for read in (read_audio, audio_duration_s):
+        with pytest.raises(ValueError, match=rf"bad\.wav: {message}"):
+            read(tmp_path / "bad.wav")
+
+
+def test_missing_empty_and_not_finite_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.wav"):
+        read_audio(tmp_path / "none.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), RATE)
+    with pytest.raises(ValueError, match=r"empty\.wav: holds no audio samples"):
+        read_audio(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "nan.wav", np.array([0.1, np.nan], np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"nan\.wav: holds NaN or infinite"):
+        read_audio(tmp_path / "nan.wav")
+
+
+# --------------------------------------------------------------------------------------------------------- corpora
+
+
+def test_emodb_names_become_columns(emodb_like):
+    corpus = load_corpus("emodb", emodb_like, allow_partial=True)
+    assert corpus.column_names == ["id", "audio", "label", "speaker", "session", "duration_s"]
+    names = corpus.features["label"].names
+    assert names == ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+    rows = {row["id"]: row for row in corpus}
+    assert len(rows) == 70 and list(rows) == sorted(rows)
+    expected = {"W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "N": "neutral"}
+    for letter, label in {**expected, "T": "sadness"}.items():
+        row = rows[f"13a01{letter}a"]
+        assert (names[row["label"]], row["speaker"], row["session"]) == (label, "13", None)
+        assert row["audio"] == str(emodb_like / f"13a01{letter}a.wav")
+        assert row["duration_s"] == soundfile.info(row["audio"]).duration
+
+
+def test_an_incomplete_emodb_says_what_is_missing(emodb_like):
+    with pytest.raises(ValueError, match=r"535 utterances.*has 70 \(anger 10 instead of 127; boredom 10 instead of 81"):
+        load_corpus("emodb", emodb_like)
+
+
+def test_litter_is_not_audio_and_folders_do_not_matter(tmp_path):
+    (tmp_path / "wav").mkdir()
+    soundfile.write(tmp_path / "wav" / "03a01Wa.wav", recording(0), RATE)
+    (tmp_path / "wav" / "._03a01Wa.wav").write_bytes(b"resource fork")
+    (tmp_path / "03a01Wa.txt").write_text("a label file")
+    assert load_corpus("emodb", tmp_path, allow_partial=True)["id"][:] == ["03a01Wa"]
+    soundfile.write(tmp_path / "03a01Wa.flac", recording(0), RATE)
+    with pytest.raises(ValueError, match="'03a01Wa' stands for several files"):
+        load_corpus("emodb", tmp_path, allow_partial=True)
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path):
+    with pytest.raises(ValueError, match="Unknown corpus 'emodbb'. Known: emodb, synthetic"):
+        load_corpus("emodbb")
+    with pytest.raises(ValueError, match="emodb needs data_dir"):
+        load_corpus("emodb")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_corpus("emodb", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no file named like 03a01Fa"):
+        load_corpus("emodb", tmp_path)
+    with pytest.raises(ValueError, match="emodb has no option 'voices'"):
+        load_corpus("emodb", tmp_path, voices=3)
+
+
+def test_synthetic_is_balanced_over_speakers_and_emotions(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    corpus = load_corpus("synthetic", tmp_path / "speech", num_speakers=3, utterances_per_speaker=8)
+    assert corpus.features["label"].names == ["angry", "happy", "neutral", "sad"]
+    pairs = list(zip(corpus["speaker"], corpus["label"]))
+    assert len(pairs) == 24 and all(pairs.count(pair) == 2 for pair in pairs) and len(set(pairs)) == 12
+
+
+def test_the_shared_emodb_is_whole(shared):
+    corpus = load_corpus("emodb", shared / "corpora" / "emodb")
+    assert len(corpus) == 535 and set(corpus["duration_s"]) == {2.0}
+    expected = [("03", "08"), ("09", "10"), ("11", "12"), ("13", "14"), ("15", "16")]
+    for fold, pair in zip(make_folds(corpus), expected):
+        assert {corpus["speaker"][row] for row in fold.test} == set(pair)
+
+
+# ----------------------------------------------------------------------------------------------------------- folds
+
+
+def table_of(speakers):
+    from datasets import Dataset
+
+    return Dataset.from_dict({"id": [str(i) for i in range(len(speakers))], "speaker": speakers})
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40), st.integers(2, 5))
+def test_each_utterance_is_tested_once_by_models_that_never_heard_its_speaker(speakers, num_folds):
+    if len(set(speakers)) < num_folds:
+        with pytest.raises(ValueError, match=f"number of speakers, {len(set(speakers))}; found {num_folds}"):
+            make_folds(table_of(speakers), num_folds)
+        return
+    folds = make_folds(table_of(speakers), num_folds)
+    assert [fold.number for fold in folds] == list(range(1, num_folds + 1))
+    assert sorted(row for fold in folds for row in fold.test) == list(range(len(speakers)))
+    for fold in folds:
+        assert sorted(fold.train + fold.test) == list(range(len(speakers)))
+        assert not {speakers[row] for row in fold.train} & {speakers[row] for row in fold.test}
+
+
+def test_folds_do_not_depend_on_row_order():
+    speakers = ["b", "a", "c", "a", "d", "b"]
+    tested = [{speakers[row] for row in fold.test} for fold in make_folds(table_of(speakers), 2)]
+    backwards = [{speakers[::-1][row] for row in fold.test} for fold in make_folds(table_of(speakers[::-1]), 2)]
+    assert tested == backwards == [{"a", "b"}, {"c", "d"}]
+
+
+def test_a_speaker_on_both_sides_is_an_error():
+    with pytest.raises(ValueError, match="speaker 'a' is in training and in test"):
+        Fold(1, train=[0, 1], test=[2]).check_speakers(table_of(["a", "b", "a"]))
+    with pytest.raises(ValueError, match="3 utterances in training and 0 in test"):
+        Fold(1, train=[0, 1, 2], test=[]).check_speakers(table_of(["a", "b", "a"]))
+
+
+# --------------------------------------------------------------------------------------------------------- batches
+
+
+def dataset_of(folder, rows=(0, 8, 16), **options):
+    corpus = load_corpus("emodb", folder, allow_partial=True)
+    return SpeechDataset(corpus, rows, **{"sampling_rate": RATE, "max_duration_s": 10, **options})
+
+
+def test_the_first_view_is_the_file_and_the_second_is_not(emodb_like):
+    data = dataset_of(emodb_like, augmentation="mixed", num_views=3)
+    item = data[1]
+    clean = soundfile.read(emodb_like / f"{item['id']}.wav", dtype="float32")[0]
+    assert len(item["views"]) == 3 and np.array_equal(item["views"][0], clean)
+    assert not np.array_equal(item["views"][1], clean)
+    assert not np.array_equal(item["views"][1], item["views"][2])
+
+
+def test_views_depend_on_epoch_and_seed_and_on_nothing_else(emodb_like):
+    data = dataset_of(emodb_like, augmentation="noise", num_views=2, seed=1)
+    first = data[0]["views"][1]
+    data[1], data[2]  # the order of reading does not matter
+    assert np.array_equal(data[0]["views"][1], first)
+    alone = dataset_of(emodb_like, rows=(0,), augmentation="noise", num_views=2, seed=1)
+    assert np.array_equal(alone[0]["views"][1], first)
+    data.set_epoch(1)
+    assert not np.array_equal(data[0]["views"][1], first)
+    data.set_epoch(0)
+    assert np.array_equal(data[0]["views"][1], first)
+    assert not np.array_equal(dataset_of(emodb_like, augmentation="noise", num_views=2, seed=2)[0]["views"][1], first)
+
+
+def test_without_augmentation_there_is_one_view(emodb_like):
+    assert len(dataset_of(emodb_like, augmentation="none", num_views=2)[0]["views"]) == 1
+    with pytest.raises(ValueError, match="num_views must be at least 1; found 0"):
+        dataset_of(emodb_like, num_views=0)
+
+
+def test_long_utterances_are_cut_to_their_beginning(emodb_like):
+    whole, cut = dataset_of(emodb_like)[0]["views"][0], dataset_of(emodb_like, max_duration_s=0.1)[0]["views"][0]
+    assert np.array_equal(cut, whole[:1600])
+
+
+def test_a_batch_holds_view_after_view_with_masks_that_count_samples(emodb_like):
+    data = dataset_of(emodb_like, rows=(0, 4), augmentation="polarity_inversion", num_views=2)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    items = [data[0], data[1]]
+    batch = SpeechCollator(extractor)(items)
+    lengths = [len(item["views"][0]) for item in items]
+    assert batch["input_values"].shape == (4, max(lengths))
+    assert batch["attention_mask"].sum(-1).tolist() == lengths * 2
+    assert batch["labels"].tolist() == [items[0]["label"], items[1]["label"]] * 2
+    assert torch.equal(batch["input_values"][2:], -batch["input_values"][:2])  # inverted polarity
+    assert np.array_equal(batch["input_values"][0, : lengths[0]].numpy(), items[0]["views"][0])
+
+
+def test_whisper_batches_fill_the_window_whatever_they_hold(emodb_like):
+    data = dataset_of(emodb_like, rows=(0, 4))
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    batch = SpeechCollator(extractor)([data[0], data[1]])
+    assert batch["input_features"].shape == (2, 16, 100)
+    expected = [-(-len(item["views"][0]) // 160) for item in (data[0], data[1])]  # mel frames that hold signal
+    assert batch["attention_mask"].sum(-1).tolist() == expected

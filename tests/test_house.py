@@ -1,0 +1,123 @@
+"""The house: what may import what, what travels with a checkpoint, what a name promises."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+import lascl
+
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("data", "training", "evaluation")
+MODULES = [
+    *ROOT.glob("*.py"),
+    *(path for room in (*ROOMS, "tests") for path in (ROOT / room).glob("*.py")),
+]
+HUB_FILES = ("configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions; relative ones with their dots."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_are_never_imported_bare(path):
+    """`import data` from the root would give second copies of every class."""
+    bare = {*ROOMS, "train", "modeling_lascl", "configuration_lascl", "encoders_lascl"}
+    assert {name.split(".")[0] for name in imports(path)} & bare == set()
+
+
+@pytest.mark.parametrize(
+    "files, forbidden",
+    [
+        (["configuration_lascl.py"], ["torch", ".encoders_lascl", ".modeling_lascl", "lascl"]),
+        (["encoders_lascl.py"], [".modeling_lascl", "lascl"]),
+        (["modeling_lascl.py"], ["lascl"]),
+        (["data/*.py"], ["lascl.modeling_lascl", "lascl.training", "lascl.evaluation", "lascl.train"]),
+        (["evaluation/*.py"], ["lascl.modeling_lascl", "lascl.training", "lascl.data", "lascl.train", "torch"]),
+        (["training/*.py"], ["lascl.train"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_imports_point_one_way(files, forbidden):
+    paths = [path for pattern in files for path in ROOT.glob(pattern)]
+    assert paths
+    for path in paths:
+        for name in imports(path):
+            assert not any(name == wrong or name.startswith(f"{wrong}.") for wrong in forbidden), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("name", HUB_FILES)
+def test_what_travels_needs_torch_and_transformers_only(name):
+    allowed = {"torch", "transformers"} | set(sys.stdlib_module_names)
+    for module in imports(ROOT / name):
+        assert module.startswith(".") and module.endswith("_lascl") or module.split(".")[0] in allowed, module
+
+
+def test_importing_the_package_costs_nothing():
+    code = "import sys, lascl; print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_loads_and_registers_the_auto_classes():
+    from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification
+
+    for name in lascl.__all__:
+        assert getattr(lascl, name) is not None
+    config = AutoConfig.for_model("lascl", id2label={0: "a", 1: "b"})
+    assert type(config) is lascl.LaSCLConfig
+    assert AutoModel._model_mapping[type(config)] is lascl.LaSCLModel
+    assert AutoModelForAudioClassification._model_mapping[type(config)] is lascl.LaSCLForAudioClassification
+    with pytest.raises(AttributeError, match="'Trainer'"):
+        lascl.Trainer  # noqa: B018
+
+
+def test_packages_are_listed_and_versions_agree():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packages = setup["options"]["packages"].split()
+    assert set(packages) == {"lascl", "lascl.recipes", *(f"lascl.{room}" for room in ROOMS)}
+    assert f"## {lascl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert list(build) == ["build-system"]
+
+
+def test_constraints_pin_every_requirement_torch_first():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "torch==2.13.0" and all("==" in line for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    wanted = [setup["options"]["install_requires"], extras["demo"], extras["dev"]]
+    for line in "\n".join(wanted).split("\n"):
+        name = line.strip().split("=")[0].split(">")[0].split("<")[0].lower()
+        assert not name or name in pinned, name
+
+
+def test_no_audio_no_weights_no_path_of_one_machine_is_tracked():
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = listed.stdout.splitlines()
+    assert [
+        f for f in files if f.endswith((".wav", ".flac", ".mp3", ".ogg", ".safetensors", ".bin", ".pt", ".ckpt"))
+    ] == []
+    home = str(ROOT.parent) + "/"
+    named = [
+        f for f in files if (ROOT / f).is_file() and home in (ROOT / f).read_text(encoding="utf-8", errors="ignore")
+    ]
+    assert named == []

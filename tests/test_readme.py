@@ -1,0 +1,82 @@
+"""The README is true: its code runs, its numbers follow from `results/`, its commands exist."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import LABELS
+
+from lascl import LaSCLForAudioClassification, load_corpus
+from lascl.evaluation.readme import render
+
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def code(name: str) -> str:
+    """The Python block behind `<!-- test: NAME -->`."""
+    blocks = re.findall(rf"<!-- test: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 1, f"README has {len(blocks)} blocks named {name}"
+    return blocks[0]
+
+
+def test_every_python_block_is_run_here():
+    assert len(re.findall("```python", README)) == len(re.findall(r"<!-- test: \w+ -->\n```python", README)) == 2
+
+
+def test_the_results_follow_from_the_result_files():
+    assert render(README, ROOT / "results") == README, "run `make readme`"
+
+
+@pytest.fixture
+def replaced(audio_encoders, text_encoder, tmp_path):
+    """Names that need the Hub, and sizes that need hours, replaced by small ones."""
+    return {
+        "microsoft/wavlm-large": audio_encoders["wavlm-layer"],
+        "FacebookAI/roberta-large": text_encoder,
+        'output_dir="out", num_train_epochs=30': f'output_dir="{tmp_path}/out", max_steps=1, global_batch_size=4',
+        'load_corpus("synthetic")': 'load_corpus("synthetic", num_speakers=5, utterances_per_speaker=4)',
+        "runs/demo/fold-1/checkpoint": f"{tmp_path}/checkpoint",
+        "speech.wav": f"{tmp_path}/speech.wav",
+    }
+
+
+def run(name, replaced, capsys):
+    text = code(name)
+    for before, after in replaced.items():
+        text = text.replace(before, after)
+    namespace = {}
+    exec(compile(text, f"README: {name}", "exec"), namespace)
+    return namespace, capsys.readouterr().out
+
+
+def test_using_a_checkpoint(replaced, audio_encoders, text_encoder, tmp_path, capsys):
+    model = LaSCLForAudioClassification.from_encoders(audio_encoders["wav2vec2-layer"], text_encoder, LABELS)
+    model.save_pretrained(tmp_path / "checkpoint")
+    from transformers import AutoFeatureExtractor
+
+    AutoFeatureExtractor.from_pretrained(audio_encoders["wav2vec2-layer"]).save_pretrained(tmp_path / "checkpoint")
+    soundfile.write(tmp_path / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(4000), 16_000)
+    namespace, printed = run("checkpoint", replaced, capsys)
+    assert all(label in printed for label in LABELS) and "torch.Size([3, 256])" in printed
+    assert namespace["model"].config.labels == ["joyful", "furious", "weary"]
+
+
+def test_training_from_python(replaced, capsys, monkeypatch, tmp_path):
+    pytest.importorskip("espeakng_loader")
+    namespace, printed = run("trainer", replaced, capsys)
+    assert "eval_ua" in printed and namespace["trainer"].state.global_step == 1
+    assert len(load_corpus("synthetic", num_speakers=5, utterances_per_speaker=4)) == 20
+
+
+def test_commands_and_files_that_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make (\w+)`?", README):
+        assert f"\n{target}:" in makefile, target
+    for name in re.findall(r"`([\w/]+\.(?:py|md|yaml|yml|cfg|txt))`", README):
+        assert (ROOT / name).exists() or (ROOT / name).name in ("results.json",), name
+    for folder in re.findall(r"^\| `(\w+)/`", README, re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder

@@ -1,0 +1,146 @@
+"""`train.py` as a user runs it, in this process: a run directory that is whole, continued, or refused."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import LABELS, read_csv
+
+from lascl import LaSCLForAudioClassification
+from lascl.train import main
+from lascl.training.recipe import RECIPES
+
+
+@pytest.fixture(scope="module")
+def command(emodb_like, audio_encoders, text_encoder):
+    return [
+        "emodb",
+        *("--data_dir", str(emodb_like), "--allow_partial", "true"),
+        *("--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder),
+        *("--num_train_epochs", "2", "--global_batch_size", "16", "--augmentation", "gain", "--disable_tqdm", "true"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    main([*command, "--folds", "1,3", "--output_dir", str(run_dir)])
+    return run_dir
+
+
+def test_a_run_leaves_what_the_design_names(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        *("recipe.yaml", "environment.json", "results.json", "report.md", "fold-1", "fold-3")
+    }
+    for fold in ("fold-1", "fold-3"):
+        assert {path.name for path in (finished / fold).iterdir()} == {
+            *("checkpoint", "predictions.csv", "metrics.json", "log_history.json")  # and no optimiser state
+        }
+        assert {path.name for path in (finished / fold / "checkpoint").iterdir()} == {
+            *("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
+            *("configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py"),
+        }
+    history = json.loads((finished / "fold-1" / "log_history.json").read_text())
+    assert {"contrastive", "divergence", "cross_entropy", "loss"} <= set(history[0])
+
+
+def test_predictions_hold_each_test_utterance_once_with_both_heads(finished):
+    emotions = ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+    for fold, speakers in (("fold-1", ("03", "08")), ("fold-3", ("11", "12"))):
+        rows = read_csv(finished / fold / "predictions.csv")
+        assert [row["id"] for row in rows] == [f"{s}a01{e}a" for s in speakers for e in "AEFLNTW"]
+        assert list(rows[0]) == [
+            *("id", "speaker", "reference", "prediction", "prediction_classifier"),
+            *(f"probability_{emotion}" for emotion in emotions),
+            *(f"probability_classifier_{emotion}" for emotion in emotions),
+        ]
+        for row in rows:
+            for prefix, chosen in (("", row["prediction"]), ("classifier_", row["prediction_classifier"])):
+                probabilities = {emotion: float(row[f"probability_{prefix}{emotion}"]) for emotion in emotions}
+                assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+                assert max(probabilities, key=probabilities.get) == chosen
+
+
+def test_results_are_counted_from_the_predictions(finished):
+    results = json.loads((finished / "results.json").read_text())
+    rows = {n: read_csv(finished / f"fold-{n}" / "predictions.csv") for n in (1, 3)}
+    for fold in results["folds"]:
+        hits = [row["reference"] == row["prediction"] for row in rows[fold["fold"]]]
+        assert fold["n"] == len(hits) == 14 and fold["wa"] == pytest.approx(sum(hits) / 14)
+        assert fold["ua"] == pytest.approx(fold["wa"])  # two utterances of every emotion
+    everything = rows[1] + rows[3]
+    hits = [row["reference"] == row["prediction_classifier"] for row in everything]
+    assert results["pooled"]["classifier"]["wa"] == pytest.approx(sum(hits) / 28)
+    assert results["mean"]["ua"] == pytest.approx(sum(fold["ua"] for fold in results["folds"]) / 2)
+    assert "no speaker on two sides" in (finished / "report.md").read_text()
+
+
+def test_the_checkpoint_answers_as_its_predictions_say(finished, emodb_like):
+    from transformers import AutoFeatureExtractor
+
+    checkpoint = finished / "fold-1" / "checkpoint"
+    model = LaSCLForAudioClassification.from_pretrained(checkpoint).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+    # Clips of 0.3 to 0.6 s: a window of one second, in the extractor and in the configuration.
+    assert extractor.chunk_length == 1 and model.config.audio_config.max_source_positions == 50
+    row = read_csv(finished / "fold-1" / "predictions.csv")[5]
+    samples, rate = soundfile.read(emodb_like / f"{row['id']}.wav", dtype="float32")
+    inputs = extractor(samples, sampling_rate=rate, return_tensors="pt")
+    with torch.no_grad():
+        probabilities = model(**inputs).logits.softmax(-1)[0]
+    for index, label in model.config.id2label.items():
+        assert float(probabilities[index]) == pytest.approx(float(row[f"probability_{label}"]), abs=1e-5)
+
+
+def test_the_same_command_again_keeps_what_is_complete_and_adds_folds(finished, command, capsys):
+    before = (finished / "fold-1" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    main([*command, "--folds", "1", "--output_dir", str(finished)])
+    assert (finished / "fold-1" / "checkpoint" / "model.safetensors").stat().st_mtime_ns == before
+    printed = capsys.readouterr().out
+    assert "Fold 1: complete, kept." in printed and "| pooled | 28 |" in printed
+
+
+def test_the_same_seed_gives_the_same_predictions(finished, command, tmp_path):
+    main([*command, "--folds", "3", "--output_dir", str(tmp_path / "again")])
+    expected = (finished / "fold-3" / "predictions.csv").read_text()
+    assert (tmp_path / "again" / "fold-3" / "predictions.csv").read_text() == expected
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--seed", "5"], "seed (42 there, 5 here)"),
+        (["--folds", "9"], "There is no fold 9"),
+        (["--data_dir", "nowhere"], "nowhere does not exist"),
+        (["--learning_rat", "1"], "did you mean 'learning_rate'?"),
+        (["--global_batch_size", "15", "--gradient_accumulation_steps", "2"], "1 x 2; found 15"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence_before_training(finished, command, capsys, change, message):
+    with pytest.raises(SystemExit) as exit:
+        main([*command, "--output_dir", str(finished), *change])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_random_encoders_travel_with_the_checkpoint(command, tmp_path, audio_encoders):
+    pytest.importorskip("espeakng_loader")
+    recipe = {
+        "corpus_options": {"num_speakers": 2, "utterances_per_speaker": 4},
+        "num_folds": 2,
+        "folds": 2,
+        "max_steps": 1,
+        "num_views": 1,
+    }
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump(
+            {**yaml.safe_load((RECIPES / "quickstart.yaml").read_text()), **recipe, "audio_layers": "weighted"}
+        )
+    )
+    main([str(tmp_path / "tiny.yaml"), "--output_dir", str(tmp_path / "run"), "--data_dir", str(tmp_path / "speech")])
+    model = LaSCLForAudioClassification.from_pretrained(tmp_path / "run" / "fold-2" / "checkpoint")
+    assert model.config.labels == LABELS
+    model.set_labels(["furious", "calm"])  # from the checkpoint's own text_encoder/
+    assert model.get_label_embeddings().shape == (2, model.config.projection_dim)
