@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # Whisper's front end: 100 mel frames a second, halved by its second convolution.
 WHISPER_FRAMES_PER_S = 50
@@ -152,6 +155,12 @@ def encode_audio(
                 f"This Whisper encoder takes exactly {window} mel frames ({window / 100:g} s); found "
                 f"{inputs.shape[-1]}. Use the feature extractor saved with the checkpoint (its chunk_length is the "
                 "window)."
+            )
+        if not encoder.training and attention_mask is not None and bool(attention_mask[:, -1].any()):
+            # Its stock extractor cuts in silence; all that is left to see here is a window without room.
+            logger.warning_once(
+                f"An utterance fills the whole window of {window / 100:g} s: if the recording was longer, the feature "
+                "extractor has cut it. Split long recordings into windows."
             )
         # Whisper attends to the silence behind an utterance, as it was trained to: only pooling needs the mask.
         outputs = encoder(inputs, output_hidden_states=all_layers)

@@ -8,7 +8,6 @@ Reads like section 3.2 of the paper. Everything lands in the run directory (`out
 
 from __future__ import annotations
 
-import gc
 import math
 import shutil
 import sys
@@ -21,13 +20,14 @@ from transformers import AutoFeatureExtractor, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-import lascl
+from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
+from lascl.data import SpeechCollator, SpeechDataset
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
 from lascl.training.prediction import predict_fold, write_predictions
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import Recipe, parse_recipe
-from lascl.training.run_directory import open_run, write_json, write_text
+from lascl.training.run_directory import environment, open_run, write_json, write_text
 
 
 CARD = Path(__file__).resolve().parent / "model_card.md"
@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None):
         recipe.training_arguments(run_dir)  # forms the process group, and refuses what cannot work
         process = PartialState()
         with process.main_process_first():
-            if process.is_main_process:
-                open_run(run_dir, recipe)
-            corpus = lascl.load_corpus(
+            corpus = load_corpus(
                 recipe.corpus, recipe.data_dir, allow_partial=recipe.allow_partial, **(recipe.corpus_options or {})
             )
-            folds = lascl.make_folds(corpus, recipe.num_folds)
+            folds = make_folds(corpus, recipe.num_folds)
             chosen = recipe.fold_numbers(len(folds))
+            if process.is_main_process:
+                open_run(run_dir, recipe)
             audio_encoder, text_encoder = ready_encoders(recipe, run_dir)
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None):
             write_predictions(fold_dir / "predictions.csv", rows)
             # Last, because it marks the fold as complete.
             metrics = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
-            write_json(fold_dir / "metrics.json", {"fold": fold.number, **metrics})
+            write_json(fold_dir / "metrics.json", {"fold": fold.number, "commit": environment()["commit"], **metrics})
             shutil.rmtree(fold_dir / "trainer", ignore_errors=True)
         process.wait_for_everyone()
     if process.is_main_process:
@@ -101,7 +101,7 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     window_s = math.ceil(min(longest_s, recipe.max_duration_s))
 
     set_seed(args.seed)  # of the projections and the classifier, which are new
-    model = lascl.LaSCLForAudioClassification.from_encoders(
+    model = LaSCLForAudioClassification.from_encoders(
         audio_encoder,
         text_encoder,
         labels,
@@ -118,10 +118,10 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"])
     if cut:
         PartialState().print(f"{cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
-    trainer = lascl.LaSCLTrainer(
+    trainer = LaSCLTrainer(
         model,
         args,
-        train_dataset=lascl.data.SpeechDataset(
+        train_dataset=SpeechDataset(
             corpus,
             fold.train,
             sampling_rate=extractor.sampling_rate,
@@ -130,18 +130,17 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
             num_views=args.num_views,
             seed=args.seed,
         ),
-        data_collator=lascl.data.SpeechCollator(extractor),
+        data_collator=SpeechCollator(extractor),
         processing_class=extractor,
     )
     interrupted = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=interrupted)
     if trainer.is_world_process_zero():
+        fold_dir.mkdir(parents=True, exist_ok=True)
         write_json(fold_dir / "log_history.json", trainer.state.log_history)
         save_checkpoint(model, extractor, fold_dir / "checkpoint", recipe, text_encoder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
-    del trainer, model
-    gc.collect()
     return extractor
 
 

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -63,7 +62,8 @@ def test_imports_point_one_way(files, forbidden):
 def test_what_travels_needs_torch_and_transformers_only(name):
     allowed = {"torch", "transformers"} | set(sys.stdlib_module_names)
     for module in imports(ROOT / name):
-        assert module.startswith(".") and module.endswith("_lascl") or module.split(".")[0] in allowed, module
+        ours = module.startswith(".") and module.endswith("_lascl")
+        assert ours or module.split(".")[0] in allowed, module
 
 
 def test_importing_the_package_costs_nothing():
@@ -91,8 +91,8 @@ def test_packages_are_listed_and_versions_agree():
     packages = setup["options"]["packages"].split()
     assert set(packages) == {"lascl", "lascl.recipes", *(f"lascl.{room}" for room in ROOMS)}
     assert f"## {lascl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert list(build) == ["build-system"]
+    tables = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("[")]
+    assert tables == ["[build-system]"]
 
 
 def test_constraints_pin_every_requirement_torch_first():
@@ -112,12 +112,8 @@ def test_no_audio_no_weights_no_path_of_one_machine_is_tracked():
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    files = listed.stdout.splitlines()
-    assert [
-        f for f in files if f.endswith((".wav", ".flac", ".mp3", ".ogg", ".safetensors", ".bin", ".pt", ".ckpt"))
-    ] == []
+    files = [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+    heavy = {".wav", ".flac", ".mp3", ".ogg", ".safetensors", ".bin", ".pt", ".ckpt"}
+    assert [file for file in files if file.suffix in heavy] == []
     home = str(ROOT.parent) + "/"
-    named = [
-        f for f in files if (ROOT / f).is_file() and home in (ROOT / f).read_text(encoding="utf-8", errors="ignore")
-    ]
-    assert named == []
+    assert [file for file in files if home in file.read_text(encoding="utf-8", errors="ignore")] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ from lascl.training.recipe import NOT_IDENTITY, Recipe
 
 
 def open_run(run_dir: str | Path, recipe: Recipe) -> Path:
-    """Makes the run directory, or continues in one whose recipe is the same.
+    """Makes the run directory, or continues in one whose recipe is the same. One without any fold is started anew.
 
     Writes `recipe.yaml` and `environment.json`.
 
@@ -30,7 +31,7 @@ def open_run(run_dir: str | Path, recipe: Recipe) -> Path:
     except OSError as error:
         raise ValueError(f"output_dir {run_dir} cannot be written ({error.strerror}). Choose another.") from None
     path = run_dir / "recipe.yaml"
-    if path.is_file():
+    if path.is_file() and any(run_dir.glob("fold-*")):
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         # Through YAML, so that 1 and 1.0, lists and tuples compare as they were written.
         wanted_again = yaml.safe_load(yaml.safe_dump(wanted))
@@ -45,8 +46,10 @@ def open_run(run_dir: str | Path, recipe: Recipe) -> Path:
                 "output_dir, or delete that one."
             )
     else:
+        shutil.rmtree(run_dir / "encoders", ignore_errors=True)  # of an earlier start that came to nothing
+        # Of the start only: a fold that is trained later carries its own commit in `metrics.json`.
+        write_json(run_dir / "environment.json", environment())
         write_text(path, yaml.safe_dump(wanted, sort_keys=True, allow_unicode=True))
-    write_json(run_dir / "environment.json", environment())
     return run_dir
 
 
