@@ -41,6 +41,7 @@ def replaced(audio_encoders, text_encoder, tmp_path):
         'load_corpus("synthetic")': 'load_corpus("synthetic", num_speakers=5, utterances_per_speaker=4)',
         "runs/demo/fold-1/checkpoint": f"{tmp_path}/checkpoint",
         "speech.wav": f"{tmp_path}/speech.wav",
+        "max_duration_s=10": "max_duration_s=0.2",
     }
 
 

@@ -133,8 +133,9 @@ class Recipe:
     def to_dict(self) -> dict:
         """The recipe as it would stand in a YAML file, with every default that decides a run written out."""
         recipe = dataclasses.asdict(self)
+        training = recipe.pop("training")
         recorded = {f.name: f.default for f in dataclasses.fields(LaSCLTrainingArguments) if f.name in RECORDED}
-        return {**recipe, **recorded, **recipe.pop("training")}
+        return {**recipe, **recorded, **training}
 
 
 def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
