@@ -48,7 +48,7 @@ class LaSCLConfig(PreTrainedConfig):
         id2label (`dict[int, str]`, *optional*):
             The labels, by index 0..K-1.
         label2id (`dict[str, int]`, *optional*):
-            Its inverse; derived from `id2label` when absent.
+            Its inverse, always derived from `id2label` when that is given.
 
     Raises:
         ValueError: a field outside its range, or a combination that leaves the prediction head untrained.
@@ -86,9 +86,10 @@ class LaSCLConfig(PreTrainedConfig):
             "AutoModel": "modeling_lascl.LaSCLModel",
             "AutoModelForAudioClassification": "modeling_lascl.LaSCLForAudioClassification",
         }
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = {index: label for label, index in self.label2id.items()}
         super().__post_init__(**kwargs)
-        if self.label2id is None or sorted(self.label2id) != sorted(self.id2label.values()):
-            self.label2id = {label: index for index, label in self.id2label.items()}
+        self.label2id = {label: index for index, label in self.id2label.items()}
         self.validate_architecture()
 
     @property

@@ -15,6 +15,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# Their convolutions run over padding between the layers, or their masks do not fit their frames.
+LEAKY_TYPES = {"wav2vec2-conformer", "sew", "sew-d"}
 # Whisper's front end: 100 mel frames a second, halved by its second convolution.
 WHISPER_FRAMES_PER_S = 50
 
@@ -23,7 +25,7 @@ def build_audio_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """The audio encoder of `config` with fresh weights, adapted. Of an encoder-decoder only the encoder is built.
 
     Raises:
-        ValueError: the encoder cannot say which of its frames are padding (see `frame_mask`).
+        ValueError: an encoder type whose answers padding would change.
     """
     if config.model_type == "whisper":
         return WhisperEncoder(config)
@@ -42,13 +44,14 @@ def load_audio_encoder(
             so that an utterance costs its own length, not 30 s. Ignored by encoders that take any length.
 
     Raises:
-        ValueError: the window is longer than Whisper's own, or the encoder cannot say which frames are padding.
+        ValueError: a window longer than Whisper's own, or an encoder type whose answers padding would change.
         OSError: no such model (transformers' own message).
     """
     # Half-precision checkpoints are loaded as float32: fine-tuning in half precision loses small updates.
     encoder = AutoModel.from_pretrained(name_or_path, revision=revision or "main", dtype=torch.float32)
     if encoder.config.model_type == "whisper":
         encoder = encoder.get_encoder()
+        encoder.embed_positions.requires_grad_(False)  # sinusoids; loading makes every parameter trainable
         return encoder if window_s is None else _cut_window(encoder, window_s)
     return _adapt(encoder)
 
@@ -69,22 +72,32 @@ def _cut_window(encoder: WhisperEncoder, window_s: int) -> WhisperEncoder:
 def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
-    if not hasattr(encoder, "_get_feature_vector_attention_mask"):
+    takes_waveforms = getattr(encoder, "main_input_name", None) == "input_values"
+    tells_padding = hasattr(encoder, "_get_feature_vector_attention_mask")
+    leaky = encoder.config.model_type in LEAKY_TYPES or getattr(encoder.config, "add_adapter", False)
+    if not (takes_waveforms and tells_padding) or leaky:
         raise ValueError(
-            f"The encoder type {encoder.config.model_type!r} cannot say which of its frames are padding. Choose "
-            "wav2vec2, hubert, wavlm, data2vec-audio, unispeech, unispeech-sat, wav2vec2-conformer, sew or whisper."
+            f"With the encoder type {encoder.config.model_type!r}, padding would change the answer. Choose wav2vec2 "
+            "(without adapter), hubert, wavlm, data2vec-audio, unispeech, unispeech-sat or whisper."
         )
     convolutions = getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None)
     first_norm = getattr(convolutions[0], "layer_norm", None) if convolutions else None
     if isinstance(first_norm, nn.GroupNorm) and not isinstance(first_norm, MaskedGroupNorm):
         convolutions[0].layer_norm = MaskedGroupNorm.adopt(first_norm)
-    if encoder.config.model_type == "data2vec-audio":
-        # Its position embedding is a stack of convolutions: after the first, padding would no longer be zero and
-        # would leak into the last valid frames.
-        for layer in encoder.encoder.pos_conv_embed.layers:
-            layer.valid_frames = None
-            layer.register_forward_hook(_zero_padding)
+    for layer in _before_convolutions(encoder):
+        layer.valid_frames = None
+        layer.register_forward_hook(_zero_padding)
     return encoder
+
+
+def _before_convolutions(encoder) -> list[nn.Module]:
+    """Layers of the position embedding whose output runs into a further convolution: there padding is no longer
+    zero, and would leak into the last valid frames."""
+    if encoder.config.model_type == "data2vec-audio":
+        return list(encoder.encoder.pos_conv_embed.layers)
+    if getattr(encoder.config, "conv_pos_batch_norm", False):  # some HuBERTs
+        return [encoder.encoder.pos_conv_embed.batch_norm]
+    return []
 
 
 def _zero_padding(layer: nn.Module, inputs, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -119,10 +132,11 @@ class MaskedGroupNorm(nn.GroupNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.valid_frames is None:
             return super().forward(hidden_states)
-        x = hidden_states.float()  # (B, C, T): statistics in float32, as the fused kernel keeps them
+        # (B, C, T). Statistics in float32 at least, as the fused kernel keeps them.
+        x = hidden_states if hidden_states.dtype == torch.float64 else hidden_states.float()
         valid = torch.arange(x.shape[-1], device=x.device) < self.valid_frames[:, None]  # (B, T)
         # A matrix product with the mask sums valid frames without a masked copy of the largest tensor of the model.
-        share = (valid / valid.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype)[..., None]  # (B, T, 1)
+        share = (valid.to(x.dtype) / valid.sum(-1, keepdim=True).clamp(min=1))[..., None]  # (B, T, 1)
         with torch.autocast(x.device.type, enabled=False):
             centred = x - x @ share  # (B, C, T) - (B, C, 1)
             scale = torch.rsqrt(centred.square() @ share + self.eps) * self.weight[:, None]
@@ -215,7 +229,9 @@ def _tell_valid_frames(encoder, attention_mask: torch.Tensor | None):
     if isinstance(norm, MaskedGroupNorm):
         kernel, stride = encoder.config.conv_kernel[0], encoder.config.conv_stride[0]
         norm.valid_frames = None if samples is None else (samples - kernel).div(stride, rounding_mode="floor") + 1
-    if encoder.config.model_type == "data2vec-audio":
-        frames = None if samples is None else encoder._get_feat_extract_output_lengths(samples)
-        for layer in encoder.encoder.pos_conv_embed.layers:
-            layer.valid_frames = frames
+        # Recomputed in backward, the layer would see the lengths of a later batch.
+        convolutions[0].gradient_checkpointing = False
+    for layer in _before_convolutions(encoder):
+        layer.valid_frames = None if samples is None else encoder._get_feat_extract_output_lengths(samples)
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.eval()  # its batch statistics would mix utterances, and padding, into each other

@@ -263,6 +263,14 @@ class LaSCLPreTrainedModel(PreTrainedModel):
             if module.layer_weights is not None:
                 init.zeros_(module.layer_weights)
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. Loading makes every parameter trainable, so what stays frozen is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_model.freeze_constants()
+        return loaded
+
 
 class LaSCLModel(LaSCLPreTrainedModel):
     """Audio encoder, pooling and projections: audio and label embeddings in one space (eq. 1-3).
@@ -286,7 +294,14 @@ class LaSCLModel(LaSCLPreTrainedModel):
         self._has_label_features = False
         self.main_input_name = self.audio_encoder.main_input_name
         self.post_init()
-        if config.freeze_feature_encoder:
+        self.freeze_constants()
+
+    def freeze_constants(self):
+        """Freezes what training leaves as it is: Whisper's sinusoidal positions, and the convolutional front end if
+        the configuration says so."""
+        if self.config.audio_config.model_type == "whisper":
+            self.audio_encoder.embed_positions.requires_grad_(False)
+        if self.config.freeze_feature_encoder:
             self.freeze_feature_encoder()
 
     def freeze_feature_encoder(self):
@@ -377,9 +392,10 @@ class LaSCLModel(LaSCLPreTrainedModel):
             ValueError: no labels, repeated labels, a template without `{label}`, or no known text encoder.
             OSError: the text encoder could not be loaded.
         """
-        folder = os.path.join(self.config._name_or_path, "text_encoder")
         name, revision = self.config.text_encoder, self.config.text_encoder_revision
-        if os.path.isdir(folder):
+        checkpoint = self.config._name_or_path  # empty for a model that was not loaded
+        folder = os.path.join(checkpoint, "text_encoder")
+        if checkpoint and os.path.isdir(folder):
             name, revision = folder, None
         if name is None:
             raise ValueError(
@@ -389,12 +405,10 @@ class LaSCLModel(LaSCLPreTrainedModel):
         self._set_labels(labels, template, *load_text_encoder(name, revision))
 
     def _set_labels(self, labels, template, text_encoder, tokenizer):
-        labels, template = list(labels), template or self.config.label_template
-        if not labels or len(set(labels)) != len(labels):
-            raise ValueError(f"Labels must be at least one and differ from each other; found {labels}.")
+        labels, template = checked_labels(labels), template or self.config.label_template
         if "{label}" not in template:
             raise ValueError(f"template must contain {{label}}; found {template!r}.")
-        texts = [template.format(label=label) for label in labels]
+        texts = [template.replace("{label}", label) for label in labels]
         features = embed_texts(text_encoder, tokenizer, texts, pooling=self.config.text_pooling)  # (K, d_t)
         if self.config.classifier_labels is None and labels != self.config.labels:
             self.config.classifier_labels = self.config.labels
@@ -440,16 +454,14 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             **config: any other field of `LaSCLConfig`.
 
         Raises:
-            ValueError: a field that `LaSCLConfig` lacks or refuses, labels that repeat, or an encoder that cannot
-                say which of its frames are padding.
+            ValueError: a field that `LaSCLConfig` lacks or refuses, labels that repeat, or an encoder type whose
+                answers padding would change.
             OSError: an encoder that could not be loaded.
         """
         unknown = sorted(set(config) - {field.name for field in fields(LaSCLConfig)})
         if unknown:
             raise ValueError(f"LaSCLConfig has no field {', '.join(unknown)}.")
-        labels = list(labels)
-        if not labels or len(set(labels)) != len(labels):
-            raise ValueError(f"Labels must be at least one and differ from each other; found {labels}.")
+        labels = checked_labels(labels)
         audio_encoder = load_audio_encoder(audio, revision=audio_encoder_revision, window_s=window_s)
         text_encoder, tokenizer = load_text_encoder(text, config.get("text_encoder_revision"))
         # Copies, because LaSCLConfig resets the attention implementation that the loaded encoders have chosen.
@@ -463,8 +475,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             )
         )
         model.lascl.audio_encoder, model.config.audio_config = audio_encoder, audio_encoder.config
-        if model.config.freeze_feature_encoder:
-            model.lascl.freeze_feature_encoder()
+        model.lascl.freeze_constants()
         model.lascl._set_labels(labels, None, text_encoder, tokenizer)
         return model
 
@@ -547,6 +558,20 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
 
 
 # -------------------------------------------------------------------------------------------------------- label text
+
+
+def checked_labels(labels) -> list[str]:
+    """The labels as a list.
+
+    Raises:
+        ValueError: a string (a list of letters, which nobody means), no labels, or labels that repeat.
+    """
+    if isinstance(labels, str):
+        raise ValueError(f"Labels must be a list of words; found the string {labels!r}.")
+    labels = list(labels)
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError(f"Labels must be at least one and differ from each other; found {labels}.")
+    return labels
 
 
 def load_text_encoder(name_or_path: str, revision: str | None = None):

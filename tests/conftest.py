@@ -12,7 +12,7 @@ import torch
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 
 
-torch.set_num_threads(2)  # as on the machines that CI runs on
+torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))  # two, as on the machines that CI runs on
 
 # wav2vec 2.0 and its kin at a size that runs in milliseconds. Receptive field: 10 + 5 * 2 = 20 samples, stride 10.
 CONVOLUTIONAL = {
@@ -45,6 +45,7 @@ AUDIO_ENCODERS = {
     "wavlm-layer": {"model_type": "wavlm", **CONVOLUTIONAL, **LAYER_NORM},
     "unispeech": {"model_type": "unispeech", **CONVOLUTIONAL},
     "unispeech-sat": {"model_type": "unispeech-sat", **CONVOLUTIONAL},
+    "hubert-batch": {"model_type": "hubert", **CONVOLUTIONAL, "conv_pos_batch_norm": True},
     "data2vec-audio": {
         "model_type": "data2vec-audio",
         **{k: v for k, v in CONVOLUTIONAL.items() if not k.startswith("num_conv_pos")},

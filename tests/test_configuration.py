@@ -38,7 +38,8 @@ OTHER_VALUES = {
     "prediction_head": "classifier",
     "classifier_labels": ["calm", "tense", "bored"],
 }
-OWN_FIELDS = [field for field in fields(LaSCLConfig) if field.name in LaSCLConfig.__dict__["__annotations__"]]
+INHERITED = {field.name for field in fields(PreTrainedConfig)}
+OWN_FIELDS = [field for field in fields(LaSCLConfig) if field.name not in INHERITED]
 AUTO_MAP = {
     "AutoConfig": "configuration_lascl.LaSCLConfig",
     "AutoModel": "modeling_lascl.LaSCLModel",

@@ -1,0 +1,249 @@
+"""Two real processes (gloo) train and predict as one does, and `train.py` starts in every way that a user starts it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_steps
+import pytest
+import torch
+from transformers import AutoFeatureExtractor
+
+from lascl import LaSCLForAudioClassification, load_corpus
+from lascl.data import read_audio
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+MODELS = {
+    "joint": {},
+    "without labels' embeddings": {"label_anchors": False, "divergence_weight": 0, "prediction_head": "classifier"},
+    "contrastive alone": {"contrastive_weight": 1},
+    "cross entropy alone": {"contrastive_weight": 0, "prediction_head": "classifier"},
+}
+TRAINED_PARTS = {
+    "joint": {"audio_encoder", "audio_projection", "text_projection", "classifier"},
+    "without labels' embeddings": {"audio_encoder", "audio_projection", "classifier"},
+    "contrastive alone": {"audio_encoder", "audio_projection", "text_projection"},
+    "cross entropy alone": {"audio_encoder", "classifier"},
+}
+
+
+def launch(*command, cwd, timeout_s=300) -> subprocess.CompletedProcess:
+    """Runs `python -m ...` away from the repository, on the CPU, one thread a process."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", *map(str, command)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s)
+
+
+# -------------------------------------------------------------------------------------------------- training steps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small are slower on two threads, by far so on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def settings(audio_encoders, text_encoder, emodb_like):
+    common = {
+        "audio_encoder": audio_encoders["wav2vec2-layer"],
+        "text_encoder": text_encoder,
+        "data_dir": str(emodb_like),
+    }
+    settings = {name: {**common, "model": {"projection_dim": 8, **model}} for name, model in MODELS.items()}
+    settings["accumulated"] = {**settings["cross entropy alone"], "accumulation": 2}
+    return settings
+
+
+@pytest.fixture(scope="module")
+def one_process(settings, tmp_path_factory):
+    """What one process, this one, makes of each setting."""
+    folder = tmp_path_factory.mktemp("one-process")
+    return {name: distributed_steps.train(setting, folder) for name, setting in settings.items()}
+
+
+@pytest.fixture(scope="module")
+def two_processes(settings, tmp_path_factory):
+    """What two processes make of each setting: a list of two results."""
+    folder = tmp_path_factory.mktemp("two-processes")
+    (folder / "settings.json").write_text(json.dumps(settings))
+    done = launch(*TORCHRUN, distributed_steps.__file__, "settings.json", folder, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return {
+        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)] for name in settings
+    }
+
+
+def assert_trained_alike(run, reference):
+    assert len(run["steps"]) == len(reference["steps"]) == 4
+    keys = ["loss", *({"contrastive", "divergence", "cross_entropy"} & reference["steps"][0].keys())]
+    for step, expected in zip(run["steps"], reference["steps"], strict=True):
+        assert step.keys() == expected.keys()
+        assert [step[key] for key in keys] == pytest.approx(
+            [expected[key] for key in keys], rel=1e-6
+        )  # kept in float32
+        assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-9)
+        assert expected["grad_norm"] > 0.1
+    for name, tensor in reference["before"].items():
+        torch.testing.assert_close(run["before"][name], tensor, rtol=0, atol=0)
+    torch.testing.assert_close(run["after"], reference["after"], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_of_four_train_as_one_process_of_eight(one_process, two_processes, model):
+    reference, runs = one_process[model], two_processes[model]
+    assert [(run["processes"], run["rows"]) for run in (reference, *runs)] == [(1, 8), (2, 4), (2, 4)]
+    for run in runs:
+        assert_trained_alike(run, reference)
+    before, after = reference["before"], reference["after"]
+    moved = {name for name in before if (after[name] - before[name]).abs().max() > 1e-3}
+    assert {name.removeprefix("lascl.").split(".")[0] for name in moved} == TRAINED_PARTS[model]
+
+
+def test_accumulated_halves_train_as_the_whole_for_a_loss_per_sample_in_one_process_and_in_two(
+    one_process, two_processes
+):
+    reference = one_process["cross entropy alone"]
+    runs = [one_process["accumulated"], *two_processes["accumulated"]]
+    assert [(run["processes"], run["rows"]) for run in runs] == [(1, 4), (2, 2), (2, 2)]
+    for run in runs:
+        assert_trained_alike(run, reference)
+
+
+def test_both_processes_end_with_the_same_weights_bit_by_bit(two_processes):
+    for first, second in two_processes.values():
+        assert [name for name, tensor in first["after"].items() if not torch.equal(tensor, second["after"][name])] == []
+
+
+def test_both_processes_are_told_the_epoch_and_share_its_utterances(one_process, two_processes):
+    for name, (first, second) in two_processes.items():
+        assert [epoch for epoch, _ in first["seen"]] == [epoch for epoch, _ in second["seen"]] == [0] * 8 + [1] * 8
+        assert len({*first["seen"], *second["seen"]}) == 32
+        assert {*first["seen"], *second["seen"]} == set(one_process[name]["seen"])
+
+
+def test_two_processes_evaluate_as_one_does(one_process, two_processes):
+    """Ten utterances in batches of two: accelerate evens the last round out with repeats, which must not count, and
+    the loss of a batch is its own, not that of all processes' rows."""
+    for name, runs in two_processes.items():
+        reference = one_process[name]
+        assert [len(logits) for logits in reference["logits"]] == [10, 10]
+        for run in runs:
+            torch.testing.assert_close(run["logits"], reference["logits"], rtol=1e-9, atol=1e-9)
+            for score in ("loss", "wa", "ua", "macro_f1", "classifier_wa", "classifier_ua", "classifier_macro_f1"):
+                assert run["metrics"][f"test_{score}"] == pytest.approx(reference["metrics"][f"test_{score}"], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- train.py
+
+
+@pytest.fixture(scope="module")
+def recipe(audio_encoders, text_encoder, emodb_like):
+    """A fold of the miniature corpus in two steps: the test speakers are 03 and 08."""
+    fields = {
+        "corpus": "emodb",
+        "data_dir": emodb_like,
+        "allow_partial": "true",
+        "folds": "1",
+        "max_steps": "2",
+        "global_batch_size": "8",
+        "augmentation": "noise",
+        "max_duration_s": "0.4",
+        "audio_encoder": audio_encoders["wav2vec2-layer"],
+        "text_encoder": text_encoder,
+        "projection_dim": "8",
+    }
+    return [part for name, value in fields.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def run_by_torchrun(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torchrun")
+    command = (*TORCHRUN, ROOT / "train.py", *recipe, "--output_dir", "run", "--use_cpu", "true")
+    return launch(*command, cwd=folder), folder / "run"
+
+
+def read_rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expected_ids(folder):
+    return sorted(path.stem for path in folder.glob("*.wav") if path.name.startswith(("03", "08")))
+
+
+def test_train_py_in_two_processes_finishes_and_writes_the_run_once(run_by_torchrun, emodb_like):
+    done, run = run_by_torchrun
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(run / "fold-1" / "predictions.csv")
+    assert len(rows) == 14 and [row["id"] for row in rows] == expected_ids(emodb_like)
+    assert {row["speaker"] for row in rows} == {"03", "08"}
+    results = json.loads((run / "results.json").read_text())
+    right = sum(row["prediction"] == row["reference"] for row in rows)
+    assert [fold["fold"] for fold in results["folds"]] == [1]
+    assert results["pooled"]["wa"] == pytest.approx(right / 14)
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    steps = [entry for entry in json.loads((run / "fold-1" / "log_history.json").read_text()) if "loss" in entry]
+    assert steps[-1]["step"] == 2
+    assert sorted(path.name for path in (run / "fold-1").iterdir()) == [
+        "checkpoint",
+        "log_history.json",
+        "metrics.json",
+        "predictions.csv",
+    ]
+
+
+def test_train_py_in_two_processes_prints_nothing_twice(run_by_torchrun):
+    done, _ = run_by_torchrun
+    printed = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    assert sum(line.startswith("Fold 1 of 5: 56 utterances to train on, 14 to test") for line in printed) == 1
+    assert sum(line.startswith("Corpus: emodb.") for line in printed) == 1
+    assert [line for line in printed if printed.count(line) > 1] == []
+    # Progress bars rewrite their line; what is left on stderr are messages and warnings.
+    messages = [line.strip() for line in done.stderr.splitlines() if line.strip() and "it/s" not in line]
+    assert [line for line in messages if messages.count(line) > 1] == []
+
+
+def test_predictions_of_two_processes_are_those_of_each_utterance_alone(run_by_torchrun, emodb_like):
+    _, run = run_by_torchrun
+    checkpoint = run / "fold-1" / "checkpoint"
+    model = LaSCLForAudioClassification.from_pretrained(checkpoint).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+    labels = load_corpus("emodb", emodb_like, allow_partial=True).features["label"].names
+    for row in read_rows(run / "fold-1" / "predictions.csv"):
+        audio = read_audio(emodb_like / f"{row['id']}.wav", max_duration_s=0.4)
+        with torch.no_grad():
+            outputs = model(**extractor(audio, sampling_rate=16_000, return_tensors="pt"))
+        by_label = torch.nn.functional.cosine_similarity(outputs.audio_embeds, outputs.label_embeds) / 0.07
+        for prefix, logits in (("probability_", by_label), ("probability_classifier_", outputs.class_logits[0])):
+            probabilities = [float(row[prefix + label]) for label in labels]
+            assert probabilities == pytest.approx(logits.softmax(dim=-1).tolist(), abs=1e-6)
+        assert row["prediction"] == labels[by_label.argmax()]
+        assert row["prediction_classifier"] == labels[outputs.class_logits.argmax()]
+
+
+def test_torchrun_on_a_cpu_without_use_cpu_stops_at_once_and_says_what_to_add(recipe, tmp_path):
+    done = launch(*TORCHRUN, ROOT / "train.py", *recipe, "--output_dir", "run", cwd=tmp_path, timeout_s=100)
+    assert done.returncode != 0
+    assert "add --use_cpu true" in done.stderr
+    assert str(ROOT / "train.py") not in done.stderr.split("torch/distributed/")[0]  # a sentence, no traceback of ours
+    assert not (tmp_path / "run").exists()
+
+
+def test_accelerate_launch_finishes_a_fold(recipe, emodb_like, tmp_path):
+    command = ("accelerate.commands.launch", "--cpu", "--num_processes", "1", ROOT / "train.py", *recipe)
+    done = launch(*command, "--output_dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "run" / "fold-1" / "predictions.csv")
+    assert [row["id"] for row in rows] == expected_ids(emodb_like)
+    assert (tmp_path / "run" / "results.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]  # nothing is written beside the run
