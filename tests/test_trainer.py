@@ -323,6 +323,15 @@ def test_processes_that_form_no_group_are_refused_and_told_the_way_out(tmp_path,
         arguments(tmp_path, use_cpu=False)
 
 
+def test_several_processes_that_share_no_gradients_are_refused(build, tmp_path, monkeypatch):
+    """Two processes, but a model that is not wrapped: so it is under torchrun with `ddp_backend` alone."""
+    model, collate = build()
+    trainer = LaSCLTrainer(model, arguments(tmp_path), train_dataset=Clips(), data_collator=collate)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    with pytest.raises(RuntimeError, match="2 processes.* not wrapped in DDP.*--use_cpu true"):
+        trainer.compute_loss(model.train(), batch_of(collate))
+
+
 @pytest.mark.parametrize(("scaled_by_model", "factor"), [(False, 1), (True, 2)])
 def test_two_accumulated_halves_have_the_gradient_of_the_whole(build, tmp_path, monkeypatch, scaled_by_model, factor):
     """Rule 7.1 of the design. The second case is what the model would give if it did not say

@@ -9,7 +9,6 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from torch.distributed.nn.functional import all_gather
 from transformers import Trainer, TrainerCallback
 
 from lascl.evaluation import score
@@ -33,8 +32,8 @@ class LaSCLTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Eq. 9 over the rows of all processes while training, over the local rows in evaluation.
 
-        Every process computes the whole loss from embeddings gathered with their gradients, and DDP averages: W
-        processes of B rows give the gradients of one process with W x B rows. The K label embeddings enter once.
+        Every process computes the whole loss from the gathered rows, and DDP averages: W processes of B rows give the
+        gradients of one process with W x B rows. The K label embeddings enter once.
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
@@ -46,8 +45,8 @@ class LaSCLTrainer(Trainer):
                     f"{self.accelerator.num_processes} processes, but the model is not wrapped in DDP: each would "
                     "train alone. On a CPU, add --use_cpu true."
                 )
-            audio_embeds = torch.cat(all_gather(audio_embeds))  # (W x B, D)
-            class_logits = torch.cat(all_gather(class_logits))  # (W x B, K)
+            audio_embeds = self._gather_rows(audio_embeds)  # (W x B, D)
+            class_logits = self._gather_rows(class_logits)  # (W x B, K)
             labels = self.accelerator.gather(labels)  # (W x B,)
         config = self.accelerator.unwrap_model(model).config
         loss, terms = joint_loss(
@@ -65,6 +64,18 @@ class LaSCLTrainer(Trainer):
             for name, term in terms.items():
                 self._term_sums[name] += term.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """(W x B, ...): the rows (B, ...) of all processes, in their order, with gradients through the local ones.
+
+        Each process sees the whole loss, but reaches the encoder through its own rows alone; summed over the
+        processes that is the whole gradient, and DDP takes the mean instead: so the local rows' gradient counts W
+        times. Nothing is communicated in backward but what DDP does.
+        """
+        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, len(rows)
+        everyone = self.accelerator.gather(rows.detach())  # (W x B, ...)
+        local = rows + (world - 1) * (rows - rows.detach())  # the value of `rows`, W times its gradient
+        return torch.cat([everyone[: rank * size], local, everyone[(rank + 1) * size :]])
 
     def log(self, logs, start_time=None):
         """Adds the mean of each loss term since the last log. No reduction: all processes saw the same values."""
