@@ -536,3 +536,12 @@ def test_prediction_returns_the_logits_of_both_heads_and_no_hidden_states(build,
             classes = pooled @ model.classifier.weight.T + model.classifier.bias
         np.testing.assert_allclose(prediction.predictions[0][index], cosine / 0.07, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(prediction.predictions[1][index], classes[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_would_be_ignored_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="derived from global_batch_size \\(32 here\\); found 4"):
+        LaSCLTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4)
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        LaSCLTrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="override compute_loss"):
+        LaSCLTrainer(compute_loss_func=lambda *_: None)

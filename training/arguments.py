@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 
 @dataclass
@@ -15,8 +17,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`. Defaults that differ
     from stock: `learning_rate` (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type`
     (cosine), `warmup_steps` (0.1, a share of all steps), `weight_decay` (0.01), and, for convenience,
-    `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2), `report_to` (nothing) and
-    `remove_unused_columns` (must stay false: batches are made from columns that no model takes).
+    `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2), `report_to` (nothing),
+    `dataloader_pin_memory` (where there is a GPU) and `remove_unused_columns` (must stay false: batches are made from
+    columns that no model takes).
 
     `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
     not widen the contrastive batch: each micro-batch is compared with itself alone.
@@ -24,8 +27,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     Paper unclear: warm-up length and weight decay are not given; we take 10 % of the steps and AdamW's usual 0.01.
 
     Raises:
-        ValueError: a global batch that cannot be divided so, several GPUs in one process, or several processes that
-            do not know of each other (torchrun on a CPU without `use_cpu`).
+        ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
+            one, label smoothing, several GPUs in one process, or several processes that do not know of each other
+            (torchrun on a CPU without `use_cpu`).
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Of everything but the audio encoder."})
@@ -44,11 +48,13 @@ class LaSCLTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 2
     report_to: None | str | list[str] = "none"  # noqa: RUF036, HfArgumentParser wants stock's order
     remove_unused_columns: bool | None = False
+    # Pinning without an accelerator does nothing but warn.
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
     def __post_init__(self):
         super().__post_init__()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world_size:
+        if launched != self.world_size or (launched > 1 and self.parallel_mode != ParallelMode.DISTRIBUTED):
             raise ValueError(
                 f"Launched as {launched} processes, but they do not form a group: each would train alone. On a CPU, "
                 "add --use_cpu true."
@@ -64,4 +70,13 @@ class LaSCLTrainingArguments(TrainingArguments):
                 f"global_batch_size must be a multiple of processes x gradient_accumulation_steps = "
                 f"{self.world_size} x {self.gradient_accumulation_steps}; found {self.global_batch_size}."
             )
-        self.per_device_train_batch_size = self.global_batch_size // parts
+        derived = self.global_batch_size // parts
+        # Stock's default, 8, cannot be told from a wish; a copy of these arguments brings the derived value back.
+        if self.per_device_train_batch_size not in (8, derived):
+            raise ValueError(
+                f"per_device_train_batch_size is derived from global_batch_size ({derived} here); found "
+                f"{self.per_device_train_batch_size}. Set global_batch_size."
+            )
+        self.per_device_train_batch_size = derived
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor is not part of the joint loss; leave it at 0.")

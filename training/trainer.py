@@ -20,10 +20,18 @@ class LaSCLTrainer(Trainer):
 
     To stock it adds: the loss over the embeddings of all processes, a learning rate of its own for the audio encoder,
     each loss term in the log, the epoch told to the training data set (if it has `set_epoch`), and WA, UA and
-    macro-F1 of both heads from `evaluate()`. Takes the arguments of `Trainer`; `args` is a `LaSCLTrainingArguments`.
+    macro-F1 of both heads from `evaluate()`. Takes the arguments of `Trainer` but `compute_loss_func`; `args` is a
+    `LaSCLTrainingArguments`.
+
+    Raises:
+        ValueError: `compute_loss_func` is given.
     """
 
     def __init__(self, *args, **kwargs):
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                "LaSCLTrainer computes the joint loss; override compute_loss instead of compute_loss_func."
+            )
         kwargs.setdefault("compute_metrics", score_both_heads)
         super().__init__(*args, **kwargs)
         self.add_callback(_TellEpoch())
@@ -95,7 +103,9 @@ class LaSCLTrainer(Trainer):
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     groups["audio_encoder." in name, name in decayed].append(parameter)
-            optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_cls, optimizer_kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, model
+            )
             self.optimizer = optimizer_cls(
                 [
                     {
