@@ -231,8 +231,10 @@ def test_predictions_of_two_processes_are_those_of_each_utterance_alone(run_by_t
         assert row["prediction_classifier"] == labels[outputs.class_logits.argmax()]
 
 
-def test_torchrun_on_a_cpu_without_use_cpu_stops_at_once_and_says_what_to_add(recipe, tmp_path):
-    done = launch(*TORCHRUN, ROOT / "train.py", *recipe, "--output_dir", "run", cwd=tmp_path, timeout_s=100)
+@pytest.mark.parametrize("option", [(), ("--ddp_backend", "gloo")], ids=["plain", "gloo"])
+def test_torchrun_on_a_cpu_without_use_cpu_stops_at_once_and_says_what_to_add(recipe, tmp_path, option):
+    command = (*TORCHRUN, ROOT / "train.py", *recipe, "--output_dir", "run", *option)
+    done = launch(*command, cwd=tmp_path, timeout_s=100)
     assert done.returncode != 0
     assert "add --use_cpu true" in done.stderr
     assert str(ROOT / "train.py") not in done.stderr.split("torch/distributed/")[0]  # a sentence, no traceback of ours
