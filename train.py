@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None):
             continue
         process.print(
             f"Fold {fold.number} of {len(folds)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test, "
-            f"speakers {', '.join(sorted({corpus['speaker'][row] for row in fold.test}))} held out."
+            f"speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'])))} held out."
         )
         extractor = train_fold(recipe, corpus, fold, fold_dir, audio_encoder, text_encoder)
         rows = predict_fold(
@@ -97,7 +97,7 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
     # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
-    longest_s = max(corpus["duration_s"][row] for row in fold.train)
+    longest_s = max(corpus.select(fold.train)["duration_s"])
     window_s = math.ceil(min(longest_s, recipe.max_duration_s))
 
     set_seed(args.seed)  # of the projections and the classifier, which are new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 import soxr
 
 
+_CORRECTED = re.compile(r"^\s*data : (\d+) \(should be", re.MULTILINE)
 SAMPLING_RATE = 16_000  # Hz; what every encoder that this project knows was trained on
 
 
@@ -29,7 +31,7 @@ def read_audio(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not audio, no samples, or samples that are NaN or infinite; the message names the file.
+        ValueError: not audio, cut off, no samples, or samples that are NaN or infinite; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,8 +41,16 @@ def read_audio(
             rate = file.samplerate
             frames = -1 if max_duration_s is None else round(max_duration_s * rate)
             samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+            wanted = file.frames if frames < 0 else min(frames, file.frames)
+            # The length of an MP3 is an estimate. That of a WAV is corrected silently, and only noted; a program that
+            # wrote into a pipe left the largest number there, which is no damage.
+            corrected = _CORRECTED.search(file.extra_info)
+            cut_off = len(samples) < (0.95 if file.format == "MP3" else 1) * wanted
+            cut_off |= corrected is not None and 0 < int(corrected[1]) < 2_000_000_000
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
+    if cut_off:
+        raise ValueError(f"{path}: is cut off: it holds less audio than its header says. Copy it again, or remove it.")
     if samples.size == 0:
         raise ValueError(f"{path}: holds no audio samples. Remove it from the corpus.")
     if not np.isfinite(samples).all():
@@ -54,8 +64,11 @@ def audio_duration_s(path: str | Path) -> float:
     """Length of an audio file in seconds, from its header.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: not audio; the message names the file.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such audio file.")
     try:
         info = soundfile.info(path)
     except soundfile.LibsndfileError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 
 from lascl.data.audio import audio_duration_s
+from lascl.data.checked_audio import check_audio
 from lascl.data.synthetic import SYNTHETIC_LABELS, generate_synthetic_corpus
 
 
@@ -25,7 +26,9 @@ EMODB_LABELS = {
 }
 EMODB_COUNTS = {"W": 127, "L": 81, "E": 46, "A": 69, "F": 71, "N": 79, "T": 62}
 # Speaker, text, emotion, version: 03a01Fa.
-EMODB_NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFNT])(?P<version>[a-z])")
+EMODB_NAME = re.compile(
+    rf"(?P<speaker>{'|'.join(EMODB_SPEAKERS)})(?P<text>[ab]\d\d)(?P<emotion>[WLEAFNT])(?P<version>[a-z])"
+)
 
 
 def load_corpus(
@@ -34,9 +37,11 @@ def load_corpus(
     """Loads a corpus as a table, one row an utterance, sorted by `id`.
 
     Args:
-        name: `emodb` (Berlin Database of Emotional Speech: `data_dir` holds its WAV or FLAC files, in folders or
-            not) or `synthetic` (spoken by eSpeak NG and made on first use; `data_dir` is where, by default the
-            Hugging Face cache).
+        name: `csv` (one's own: `data_dir` is a manifest with the columns `path,label,speaker` and, if there are such
+            things, `id`, `session` and `fold`, or the folder that holds `manifest.csv`; paths are relative to it),
+            `emodb` (Berlin Database of Emotional Speech: `data_dir` holds its WAV or FLAC files, in folders or not)
+            or `synthetic` (spoken by eSpeak NG and made on first use; `data_dir` is where, by default the Hugging
+            Face cache).
         data_dir: the folder of the corpus.
         allow_partial: go on although utterances are missing or extra.
         **options: of the corpus; `synthetic` takes `num_speakers`, `utterances_per_speaker` and `seed`, see
@@ -44,10 +49,12 @@ def load_corpus(
 
     Returns:
         A `datasets.Dataset` with the columns `id` (str, unique), `audio` (str, absolute path), `label` (`ClassLabel`,
-        its names in alphabetical order), `speaker` (str), `session` (str or None) and `duration_s` (float, seconds).
+        its names in alphabetical order), `speaker` (str), `session` (str or None) and `duration_s` (float, seconds);
+        and `fold` (str) where the manifest has it.
 
     Raises:
-        ValueError: an unknown name or option, a missing `data_dir`, or counts that are not those of a right copy.
+        ValueError: an unknown name or option, a missing `data_dir`, counts that are not those of a right copy, a
+            manifest row that cannot be read (with its line), or audio that cannot be (with the file).
         FileNotFoundError: `data_dir` does not exist.
         ImportError: `synthetic` without eSpeak NG, with the package to install.
     """
@@ -71,7 +78,55 @@ def load_corpus(
             "duration_s": datasets.Value("float64"),
         }
     )
-    return datasets.Dataset.from_list(sorted(rows, key=lambda row: row["id"]), features=features)
+    if "fold" in rows[0]:
+        features["fold"] = datasets.Value("string")
+    corpus = datasets.Dataset.from_list(sorted(rows, key=lambda row: row["id"]), features=features)
+    corpus.info.dataset_name = name  # `make_folds` knows the usual folds of some
+    return corpus.select_columns(list(features))
+
+
+def _read_csv(data_dir, *, allow_partial):
+    if data_dir is None:
+        raise ValueError("csv needs data_dir: a manifest, or the folder that holds manifest.csv.")
+    manifest = Path(data_dir).resolve()
+    if manifest.is_dir():
+        manifest = manifest / "manifest.csv"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"csv: there is no manifest {manifest}.")
+    rows = []
+    with open(manifest, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        for column in ("path", "label", "speaker"):
+            if column not in columns:
+                raise ValueError(f"{manifest}: the column {column!r} is missing; found {', '.join(columns) or 'none'}.")
+        used = [c for c in ("path", "label", "speaker", "id", "session", "fold") if c in columns]
+        for row in reader:
+            empty = [column for column in used if not (row[column] or "").strip()]
+            if empty or None in row:
+                what = f"no value for {empty[0]!r}" if empty else f"more than {len(columns)} values"
+                raise ValueError(f"{manifest}, line {reader.line_num}: {what}. Correct or remove the line.")
+            cells = {column: row[column].strip() for column in used}
+            rows.append(
+                {
+                    "id": cells.get("id", str(Path(cells["path"]).with_suffix("").as_posix())),
+                    "audio": str(manifest.parent / cells["path"]),
+                    "label": cells["label"],
+                    "speaker": cells["speaker"],
+                    "session": cells.get("session"),
+                    **({"fold": cells["fold"]} if "fold" in cells else {}),
+                }
+            )
+    if not rows:
+        raise ValueError(f"{manifest} lists no utterance.")
+    found = check_audio(row["audio"] for row in rows)
+    bad = [message for message in found.values() if isinstance(message, str)]
+    if bad:
+        others = f" (and {len(bad) - 1} more files)" if len(bad) > 1 else ""
+        raise ValueError(f"{bad[0]}{others}")
+    for row in rows:
+        row["duration_s"] = found[row["audio"]]
+    return rows, {row["label"] for row in rows}
 
 
 def _read_emodb(data_dir, *, allow_partial):
@@ -133,4 +188,4 @@ def _read_synthetic(data_dir, *, allow_partial, num_speakers=10, utterances_per_
     return rows, SYNTHETIC_LABELS
 
 
-_READERS = {"emodb": _read_emodb, "synthetic": _read_synthetic}
+_READERS = {"csv": _read_csv, "emodb": _read_emodb, "synthetic": _read_synthetic}

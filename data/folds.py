@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Fold:
 
     def check_speakers(self, corpus: datasets.Dataset):
         """Raises ValueError if a speaker is on both sides, or a side is empty: such a score means nothing."""
-        speakers = corpus["speaker"]
+        speakers = list(corpus["speaker"])
         shared = {speakers[row] for row in self.train} & {speakers[row] for row in self.test}
         if shared:
             raise ValueError(
@@ -32,29 +34,70 @@ class Fold:
             )
 
 
-def make_folds(corpus: datasets.Dataset, num_folds: int = 5) -> list[Fold]:
-    """Speaker-independent folds: the speakers in alphabetical order, cut into `num_folds` runs of nearly equal length.
+def make_folds(corpus: datasets.Dataset, num_folds: int | None = None, *, seed: int = 0) -> list[Fold]:
+    """Speaker-independent folds; they do not depend on the order of the rows.
 
-    EmoDB's ten speakers give the usual five pairs (03 + 08, 09 + 10, ...).
+    Without `num_folds` they are the corpus's own: its `fold` column, else its sessions. With `num_folds`, or for want
+    of their own (then five), `emodb` and `synthetic` are cut into runs of neighbouring speakers (EmoDB's usual five
+    pairs, 03 + 08, 09 + 10, ...); elsewhere speakers are grouped so that the folds are alike in size and labels
+    (scikit-learn's `StratifiedGroupKFold`, seeded).
 
     Args:
         corpus: from `load_corpus`.
         num_folds: at least 2, at most the number of speakers.
+        seed: of the grouping.
 
     Returns:
-        The folds; each utterance is tested in exactly one.
+        The folds, numbered from 1 in the order of their names; each utterance is tested in exactly one.
 
     Raises:
-        ValueError: fewer speakers than folds, or fewer than 2 folds.
+        ValueError: fewer speakers than folds, fewer than two folds, or a speaker whom the corpus's own folds put on
+            two sides.
     """
-    speakers = np.array(corpus["speaker"])
-    names = sorted(set(speakers.tolist()))
-    if not 2 <= num_folds <= len(names):
-        raise ValueError(f"num_folds must lie between 2 and the number of speakers, {len(names)}; found {num_folds}.")
+    if num_folds is None and "fold" in corpus.column_names:
+        names = list(corpus["fold"])
+    elif num_folds is None and None not in corpus["session"]:
+        names = list(corpus["session"])
+    else:
+        names = _group_speakers(corpus, 5 if num_folds is None else num_folds, seed)
+    if len(set(names)) < 2:
+        raise ValueError(f"Cross-validation needs two folds at least; all utterances are in fold {names[0]!r}.")
+    # 10 after 9, not after 1.
+    order = sorted(
+        set(names), key=lambda name: (not str(name).isdecimal(), int(name) if str(name).isdecimal() else name)
+    )
     folds = []
-    for number, group in enumerate(np.array_split(names, num_folds), start=1):
-        is_test = np.isin(speakers, group)
-        fold = Fold(number, train=np.flatnonzero(~is_test).tolist(), test=np.flatnonzero(is_test).tolist())
+    for number, name in enumerate(order, start=1):
+        train, test = [], []
+        for row, own in enumerate(names):
+            (test if own == name else train).append(row)
+        fold = Fold(number, train, test)
         fold.check_speakers(corpus)
         folds.append(fold)
     return folds
+
+
+def _group_speakers(corpus, num_folds: int, seed: int) -> list[int]:
+    """The fold of each row, 0 to `num_folds` - 1."""
+    speakers, labels = np.array(corpus["speaker"]), np.array(corpus["label"])
+    num_speakers = len(set(speakers.tolist()))
+    if not 2 <= num_folds <= num_speakers:
+        raise ValueError(f"num_folds must lie between 2 and the number of speakers, {num_speakers}; found {num_folds}.")
+    if corpus.info.dataset_name in ("emodb", "synthetic"):
+        runs = np.array_split(sorted(set(speakers.tolist())), num_folds)
+        return [next(number for number, run in enumerate(runs) if speaker in run) for speaker in speakers]
+    # Sorted, because the splitter numbers speakers as they appear.
+    rows = np.lexsort((np.array(corpus["id"]), speakers))
+    splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    names = np.zeros(len(rows), dtype=int)
+    with warnings.catch_warnings():
+        # A label of fewer utterances than folds cannot be everywhere; the report says where it is absent.
+        warnings.filterwarnings("ignore", "The least populated class")
+        try:
+            for number, (_, test) in enumerate(splitter.split(rows, labels[rows], groups=speakers[rows])):
+                names[rows[test]] = number
+        except ValueError as error:  # every label has fewer utterances than there are folds
+            raise ValueError(f"{len(rows)} utterances cannot fill {num_folds} folds ({error}).") from None
+    if len(set(names.tolist())) < num_folds:
+        raise ValueError(f"{num_speakers} speakers cannot fill {num_folds} folds alike. Use fewer folds.")
+    return names.tolist()

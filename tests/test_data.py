@@ -1,15 +1,29 @@
 """Corpora, folds, audio and batches: what is read is what is in the files, and no speaker crosses a fold."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import RATE, recording
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from lascl.data import Fold, SpeechCollator, SpeechDataset, audio_duration_s, load_corpus, make_folds, read_audio
+from lascl.data import (
+    Fold,
+    SpeechCollator,
+    SpeechDataset,
+    audio_duration_s,
+    checked_audio,
+    load_corpus,
+    make_folds,
+    read_audio,
+)
+from lascl.data.checked_audio import check_audio
 
 
 # ---------------------------------------------------------------------------------------------------------- audio
@@ -106,7 +120,7 @@ def test_litter_is_not_audio_and_folders_do_not_matter(tmp_path):
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path):
-    with pytest.raises(ValueError, match="Unknown corpus 'emodbb'. Known: emodb, synthetic"):
+    with pytest.raises(ValueError, match="Unknown corpus 'emodbb'. Known: csv, emodb, synthetic"):
         load_corpus("emodbb")
     with pytest.raises(ValueError, match="emodb needs data_dir"):
         load_corpus("emodb")
@@ -116,6 +130,96 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
         load_corpus("emodb", tmp_path)
     with pytest.raises(ValueError, match="emodb has no option 'voices'"):
         load_corpus("emodb", tmp_path, voices=3)
+
+
+def write_manifest(folder, lines, header="path,label,speaker"):
+    (folder / "manifest.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_one_s_own_manifest_becomes_the_same_columns(tmp_path):
+    (tmp_path / "deep").mkdir()
+    soundfile.write(tmp_path / "deep" / "ä 1.wav", recording(0, 0.25), RATE)
+    soundfile.write(tmp_path / "b.ogg", np.stack([recording(1), recording(1)], 1), RATE)
+    soundfile.write(tmp_path / "c.flac", recording(2, 0.3), 8_000)
+    write_manifest(tmp_path, ["deep/ä 1.wav, calm ,ann,s1", "b.ogg,tense,ben,s2", "c.flac,calm,ben,s2"], HEADER)
+    for data_dir in (tmp_path, tmp_path / "manifest.csv"):
+        corpus = load_corpus("csv", data_dir)
+        assert corpus["id"][:] == ["b", "c", "deep/ä 1"] and corpus["session"][:] == ["s2", "s2", "s1"]
+        assert corpus.features["label"].names == ["calm", "tense"] and corpus["label"][:] == [1, 0, 0]
+        assert corpus["duration_s"][:] == pytest.approx([0.5, 0.6, 0.25]) and "fold" not in corpus.column_names
+        assert [len(fold.test) for fold in make_folds(corpus)] == [1, 2]
+    write_manifest(tmp_path, ["b.ogg,tense,ben,s2,u9,7"], f"{HEADER},id,fold")
+    corpus = load_corpus("csv", tmp_path)
+    assert corpus["id"][:] == ["u9"] and corpus["fold"][:] == ["7"]
+
+
+HEADER = "path,label,speaker,session"
+
+
+@pytest.mark.parametrize(
+    "header, lines, message",
+    [
+        ("path,label", ["a.wav,x"], r"manifest\.csv: the column 'speaker' is missing; found path, label"),
+        (HEADER, ["a.wav,x,s,1", "a.wav,,s,1"], "line 3: no value for 'label'"),
+        (HEADER, ["a.wav,x"], "line 2: no value for 'speaker'"),
+        (HEADER, ["a.wav,x,s,1,extra"], "line 2: more than 4 values"),
+        (HEADER, ["a.wav,x,s,1", "a.wav,y,s,1"], "the id 'a' stands for several files"),
+        (HEADER, ["none.wav,x,s,1", "cut.wav,x,s,1"], r"none\.wav: no such audio file\. \(and 1 more files\)"),
+        (HEADER, ["cut.wav,x,s,1"], r"cut\.wav: is cut off"),
+        (HEADER, ["cut.flac,x,s,1"], r"cut\.flac: cannot be read as audio"),
+        (HEADER, ["cut.mp3,x,s,1"], r"cut\.mp3: is cut off"),
+        (HEADER, ["text.wav,x,s,1"], r"text\.wav: cannot be read as audio"),
+        (HEADER, ["nan.wav,x,s,1"], r"nan\.wav: holds NaN"),
+        (HEADER, ["folder.wav,x,s,1"], r"folder\.wav: is a folder"),
+        (HEADER, [], "lists no utterance"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_named(tmp_path, header, lines, message):
+    for suffix in ("wav", "flac", "mp3"):
+        soundfile.write(tmp_path / f"a.{suffix}", recording(0, 2.0), RATE)
+        content = (tmp_path / f"a.{suffix}").read_bytes()
+        (tmp_path / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "folder.wav").mkdir()
+    soundfile.write(tmp_path / "nan.wav", np.array([0.1, np.nan], np.float32), RATE, subtype="FLOAT")
+    write_manifest(tmp_path, lines, header)
+    with pytest.raises(ValueError, match=message):
+        load_corpus("csv", tmp_path)
+
+
+def test_a_wav_written_into_a_pipe_is_not_cut_off(tmp_path):
+    soundfile.write(tmp_path / "a.wav", recording(0), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    where = content.index(b"data") + 4
+    content[where : where + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(read_audio(tmp_path / "a.wav")) == 8000
+
+
+def test_files_are_decoded_once_and_again_when_they_change(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(checked_audio, "_decode", lambda path: decoded.append(Path(path).name) or 1.0)
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, recording(0), RATE)
+    paths, cache = [tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / "cache"
+    assert check_audio(paths, cache_dir=cache) == dict.fromkeys(map(str, paths), 1.0)
+    check_audio(paths, cache_dir=cache)
+    assert sorted(decoded) == ["a.wav", "b.wav"]
+    soundfile.write(tmp_path / "b.wav", recording(0, 0.1), RATE)
+    (tmp_path / "missing.wav").touch()
+    check_audio([*paths, tmp_path / "missing.wav"], cache_dir=cache)
+    assert sorted(decoded) == ["a.wav", "b.wav", "b.wav", "missing.wav"]
+    next(cache.glob("*.json")).write_text("half a fi")
+    check_audio(paths, cache_dir=cache)
+    assert sorted(decoded[4:]) == ["a.wav", "b.wav"]
+
+
+def test_a_missing_file_is_looked_for_again(tmp_path):
+    path = tmp_path / "late.wav"
+    assert "no such audio file" in check_audio([path], cache_dir=tmp_path / "cache")[str(path)]
+    soundfile.write(path, recording(0), RATE)
+    assert check_audio([path], cache_dir=tmp_path / "cache") == {str(path): 0.5}
 
 
 def test_synthetic_is_balanced_over_speakers_and_emotions(tmp_path):
@@ -137,39 +241,74 @@ def test_the_shared_emodb_is_whole(shared):
 # ----------------------------------------------------------------------------------------------------------- folds
 
 
-def table_of(speakers):
-    from datasets import Dataset
+def table_of(speakers, labels=None, sessions=None, folds=None):
+    size = len(speakers)
+    columns = {"id": [f"{i:03d}" for i in range(size)], "speaker": speakers, "label": labels or [0] * size}
+    columns["session"] = sessions or [None] * size
+    return Dataset.from_dict({**columns, **({"fold": folds} if folds else {})})
 
-    return Dataset.from_dict({"id": [str(i) for i in range(len(speakers))], "speaker": speakers})
 
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40), st.integers(2, 5))
-def test_each_utterance_is_tested_once_by_models_that_never_heard_its_speaker(speakers, num_folds):
-    if len(set(speakers)) < num_folds:
-        with pytest.raises(ValueError, match=f"number of speakers, {len(set(speakers))}; found {num_folds}"):
-            make_folds(table_of(speakers), num_folds)
-        return
-    folds = make_folds(table_of(speakers), num_folds)
-    assert [fold.number for fold in folds] == list(range(1, num_folds + 1))
-    assert sorted(row for fold in folds for row in fold.test) == list(range(len(speakers)))
+def split(corpus, *args, **kwargs):
+    """The ids that each fold tests, after checking what every split must hold."""
+    folds = make_folds(corpus, *args, **kwargs)
+    assert [fold.number for fold in folds] == list(range(1, len(folds) + 1))
+    assert sorted(row for fold in folds for row in fold.test) == list(range(len(corpus)))
     for fold in folds:
-        assert sorted(fold.train + fold.test) == list(range(len(speakers)))
-        assert not {speakers[row] for row in fold.train} & {speakers[row] for row in fold.test}
+        assert sorted(fold.train + fold.test) == list(range(len(corpus)))
+        assert not {corpus["speaker"][row] for row in fold.train} & {corpus["speaker"][row] for row in fold.test}
+    return [{corpus["id"][row] for row in fold.test} for fold in folds]
 
 
-def test_folds_do_not_depend_on_row_order():
-    speakers = ["b", "a", "c", "a", "d", "b"]
-    tested = [{speakers[row] for row in fold.test} for fold in make_folds(table_of(speakers), 2)]
-    backwards = [{speakers[::-1][row] for row in fold.test} for fold in make_folds(table_of(speakers[::-1]), 2)]
-    assert tested == backwards == [{"a", "b"}, {"c", "d"}]
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 2)), min_size=6, max_size=40),
+    st.integers(2, 4),
+    st.randoms(use_true_random=False),
+)
+def test_each_utterance_is_tested_once_by_models_that_never_heard_its_speaker(rows, num_folds, random):
+    corpus = table_of([speaker for speaker, _ in rows], [label for _, label in rows])
+    try:
+        expected = split(corpus, num_folds)
+    except ValueError as error:  # too few speakers or utterances: refused in words, never split badly
+        assert "fold" in str(error)
+        return
+    assert len(expected) == num_folds
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    assert split(corpus.select(order), num_folds) == expected
 
 
-def test_a_speaker_on_both_sides_is_an_error():
+def test_grouped_folds_are_alike_in_size_and_labels():
+    speakers = [f"s{i % 12:02d}" for i in range(240)]
+    labels = [(i // 12) % 4 for i in range(240)]
+    corpus = table_of(speakers, labels)
+    for ids in split(corpus, 4):
+        counts = Counter(label for id, label in zip(corpus["id"], labels) if id in ids)
+        assert set(counts.values()) == {15}
+    assert split(corpus, 4, seed=0) != split(corpus, 4, seed=1)
+
+
+def test_a_corpus_own_folds_come_first_then_its_sessions_then_five_groups():
+    speakers = list("aabbccddee")
+    sessions = ["1", "1", "1", "1", "9", "9", "10", "10", "10", "10"]
+    corpus = table_of(speakers, sessions=sessions, folds=["x", "x", "y", "y", "y", "y", "x", "x", "x", "x"])
+    assert split(corpus) == [{"000", "001", "006", "007", "008", "009"}, {"002", "003", "004", "005"}]
+    by_session = split(corpus.remove_columns("fold"))
+    assert by_session == [{"000", "001", "002", "003"}, {"004", "005"}, {"006", "007", "008", "009"}]  # 9 before 10
+    assert len(split(table_of(speakers))) == 5 and len(split(corpus, 3)) == 3
+
+
+def test_folds_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="number of speakers, 2; found 3"):
+        make_folds(table_of(list("aabb")), 3)
+    with pytest.raises(ValueError, match="between 2 and the number of speakers, 4; found 1"):
+        make_folds(table_of(list("abcd")), 1)
+    with pytest.raises(ValueError, match="two folds at least; all utterances are in fold 'x'"):
+        make_folds(table_of(list("ab"), folds=["x", "x"]))
     with pytest.raises(ValueError, match="speaker 'a' is in training and in test"):
-        Fold(1, train=[0, 1], test=[2]).check_speakers(table_of(["a", "b", "a"]))
+        make_folds(table_of(list("aab"), folds=["x", "y", "y"]))
     with pytest.raises(ValueError, match="3 utterances in training and 0 in test"):
-        Fold(1, train=[0, 1, 2], test=[]).check_speakers(table_of(["a", "b", "a"]))
+        Fold(1, train=[0, 1, 2], test=[]).check_speakers(table_of(list("aba")))
 
 
 # --------------------------------------------------------------------------------------------------------- batches

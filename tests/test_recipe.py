@@ -125,7 +125,7 @@ def test_another_recipe_in_the_same_directory_is_refused_by_field(tmp_path):
     open_run(tmp_path, parse_recipe(["emodb", "--seed", "1"])[0])  # no fold yet: started anew
     (tmp_path / "fold-1").mkdir()
     open_run(tmp_path, parse_recipe(["emodb", "--seed", "1", "--folds", "2", "--data_dir", "elsewhere"])[0])
-    with pytest.raises(ValueError, match=r"different are: num_folds \(5 there, 4 here\); seed \(1 there, 2 here\)"):
+    with pytest.raises(ValueError, match=r"different are: num_folds \(None there, 4 here\); seed \(1 there, 2 here\)"):
         open_run(tmp_path, parse_recipe(["emodb", "--seed", "2", "--num_folds", "4"])[0])
 
 

@@ -58,7 +58,7 @@ class Recipe:
     Args:
         corpus, data_dir, allow_partial: arguments of `lascl.data.load_corpus`.
         corpus_options: its further arguments, as a mapping (JSON, on the command line).
-        num_folds: of `lascl.data.make_folds`.
+        num_folds: of `lascl.data.make_folds`; by default the corpus's own folds.
         folds: `all`, or the numbers of some, separated by commas.
         max_duration_s: longer utterances are cut to their first so many seconds (paper: 10).
         audio_encoder: Hub name or folder; or a mapping (JSON, on the command line) with `model_type` and other
@@ -73,7 +73,7 @@ class Recipe:
     data_dir: str | None = None
     allow_partial: bool = False
     corpus_options: str | None = None
-    num_folds: int = 5
+    num_folds: int | None = None
     folds: str = "all"
     max_duration_s: float = 10.0
     audio_encoder: str = "microsoft/wavlm-large"
