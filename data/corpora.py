@@ -26,9 +26,7 @@ EMODB_LABELS = {
 }
 EMODB_COUNTS = {"W": 127, "L": 81, "E": 46, "A": 69, "F": 71, "N": 79, "T": 62}
 # Speaker, text, emotion, version: 03a01Fa.
-EMODB_NAME = re.compile(
-    rf"(?P<speaker>{'|'.join(EMODB_SPEAKERS)})(?P<text>[ab]\d\d)(?P<emotion>[WLEAFNT])(?P<version>[a-z])"
-)
+EMODB_NAME = re.compile(r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFNT])[a-z]")
 
 
 def load_corpus(
