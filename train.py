@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import AutoFeatureExtractor, set_seed
+from transformers import AutoConfig, AutoFeatureExtractor, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
 from lascl.data import SpeechCollator, SpeechDataset
+from lascl.encoders_lascl import build_audio_encoder
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
 from lascl.training.prediction import predict_fold, write_predictions
@@ -97,6 +98,10 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
     # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
+    unheard = sorted(set(range(len(labels))) - set(corpus.select(fold.train)["label"]))
+    if unheard:
+        names = ", ".join(labels[index] for index in unheard)
+        PartialState().print(f"No utterance to train on is labelled {names}: this fold cannot learn it.")
     longest_s = max(corpus.select(fold.train)["duration_s"])
     window_s = math.ceil(min(longest_s, recipe.max_duration_s))
 
@@ -150,7 +155,11 @@ def clip_limit_s(recipe: Recipe, extractor) -> float:
 
 
 def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
-    """Names or folders of the two encoders; those with random weights are made under the run directory once."""
+    """Names or folders of the two encoders; those with random weights are made under the run directory once.
+
+    Raises:
+        ValueError: an encoder that cannot be loaded, or whose type LaSCL refuses; no weights are read to know it.
+    """
     made = []
     for kind, spec, save in (
         ("audio", recipe.audio_encoder, save_random_audio_encoder),
@@ -160,6 +169,17 @@ def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
         if isinstance(spec, dict) and not (folder / "model.safetensors").is_file():
             save(spec, folder, seed=recipe.training.get("seed", 42))
         made.append(str(folder) if isinstance(spec, dict) else spec)
+        revision = getattr(recipe, f"{kind}_encoder_revision") or "main"
+        try:
+            config = AutoConfig.from_pretrained(made[-1], revision=revision)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{kind}_encoder {made[-1]!r} cannot be loaded ({reason}) Give a Hub name or a folder with config.json."
+            ) from None
+        if kind == "audio":
+            with torch.device("meta"):
+                build_audio_encoder(config)
     return tuple(made)
 
 

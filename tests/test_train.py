@@ -125,6 +125,22 @@ def test_what_is_wrong_is_said_in_one_sentence_before_training(finished, command
     assert exit.value.code == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
 
 
+@pytest.mark.parametrize("kind", ["audio", "text"])
+def test_an_encoder_that_is_no_model_is_said_before_training(command, tmp_path, capsys, kind):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as exit:
+        main([*command, f"--{kind}_encoder", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error
+    assert f"{kind}_encoder '{tmp_path}/empty' cannot be loaded" in error
+
+
+def test_an_encoder_type_that_padding_disturbs_is_said_before_training(command, tmp_path, capsys, text_encoder):
+    with pytest.raises(SystemExit):
+        main([*command, "--audio_encoder", text_encoder, "--output_dir", str(tmp_path / "run")])
+    assert "With the encoder type 'bert', padding would change the answer" in capsys.readouterr().err
+
+
 def test_random_encoders_travel_with_the_checkpoint(command, tmp_path, audio_encoders):
     pytest.importorskip("espeakng_loader")
     recipe = {
