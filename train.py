@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoConfig, AutoFeatureExtractor, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
@@ -25,6 +24,7 @@ from lascl.data import SpeechCollator, SpeechDataset
 from lascl.encoders_lascl import build_audio_encoder
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
+from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint
 from lascl.training.prediction import predict_fold, write_predictions
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import Recipe, parse_recipe
@@ -138,7 +138,10 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
         data_collator=SpeechCollator(extractor),
         processing_class=extractor,
     )
-    interrupted = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    trainer.add_callback(MarkWholeCheckpoints())
+    interrupted = last_whole_checkpoint(args.output_dir)
+    if interrupted:
+        PartialState().print(f"Going on after step {interrupted.rpartition('-')[2]}.")
     trainer.train(resume_from_checkpoint=interrupted)
     if trainer.is_world_process_zero():
         fold_dir.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """`train.py` as a user runs it, in this process: a run directory that is whole, continued, or refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -8,8 +9,9 @@ import torch
 import yaml
 from conftest import LABELS, read_csv
 
-from lascl import LaSCLForAudioClassification
+from lascl import LaSCLForAudioClassification, LaSCLTrainer
 from lascl.train import main
+from lascl.training.checkpoints import last_whole_checkpoint
 from lascl.training.recipe import RECIPES
 
 
@@ -123,6 +125,41 @@ def test_what_is_wrong_is_said_in_one_sentence_before_training(finished, command
         main([*command, "--output_dir", str(finished), *change])
     error = capsys.readouterr().err
     assert exit.value.code == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("damage", ["none", "weights cut off", "optimiser missing", "no marker"])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(finished, command, tmp_path, monkeypatch, damage):
+    """Also when its newest checkpoint is damaged: then from the one before. `make proofs` will kill real processes."""
+    whole_training_step = LaSCLTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 7:  # of 8: after the checkpoints of steps 4 and, every second step, 6
+            raise Interrupted
+        return whole_training_step(self, *args, **kwargs)
+
+    run = [*command, "--folds", "1", "--output_dir", str(tmp_path), "--save_strategy", "steps", "--save_steps", "2"]
+    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
+    with pytest.raises(Interrupted):
+        main(run)
+    monkeypatch.undo()
+    newest = tmp_path / "fold-1" / "trainer" / "checkpoint-6"
+    if damage == "weights cut off":
+        content = (newest / "model.safetensors").read_bytes()
+        (newest / "model.safetensors").write_bytes(content[: len(content) // 2])
+    elif damage == "optimiser missing":
+        (newest / "optimizer.pt").unlink()
+    elif damage == "no marker":
+        (newest / "whole.json").unlink()
+    assert Path(last_whole_checkpoint(newest.parent)).name == ("checkpoint-6" if damage == "none" else "checkpoint-4")
+    main(run)
+    expected = finished / "fold-1"
+    assert (tmp_path / "fold-1" / "predictions.csv").read_text() == (expected / "predictions.csv").read_text()
+    weights = [folder / "checkpoint" / "model.safetensors" for folder in (tmp_path / "fold-1", expected)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["audio", "text"])

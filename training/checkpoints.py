@@ -1,0 +1,41 @@
+"""Intermediate checkpoints that are known to be whole, so that an interruption while one is written costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+
+MARKER = "whole.json"
+
+
+class MarkWholeCheckpoints(TrainerCallback):
+    """Writes into every checkpoint, once all processes have finished theirs, the names and sizes of its files."""
+
+    def on_save(self, args, state, control, **kwargs):
+        process = PartialState()
+        process.wait_for_everyone()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if process.is_main_process and folder.is_dir():
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+            temporary = folder / f".{MARKER}"
+            temporary.write_text(json.dumps(sizes), encoding="utf-8")
+            os.replace(temporary, folder / MARKER)
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint under `folder` whose files all have the sizes they were written with; `None` if there is
+    none. What was cut off while being written, or later, is passed over."""
+    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    for path in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
+            if all((path / name).stat().st_size == size for name, size in sizes.items()):
+                return str(path)
+        except (OSError, ValueError):
+            continue
+    return None
