@@ -43,15 +43,6 @@ def launch(*command, cwd, timeout_s=300) -> subprocess.CompletedProcess:
 # -------------------------------------------------------------------------------------------------- training steps
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small are slower on two threads, by far so on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def settings(audio_encoders, text_encoder, emodb_like):
     common = {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, RATE, recording
+from distributed_steps import RecordingDataset
 from torch import nn
 from transformers import AutoFeatureExtractor, TrainerCallback, set_seed
 
@@ -53,15 +54,6 @@ class Clips(torch.utils.data.Dataset):
     def __getitem__(self, index):
         self.seen.append((self.epoch, self.items[index]["id"]))
         return self.items[index]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small are slower on two threads, by far so on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -364,22 +356,6 @@ def test_two_accumulated_halves_have_the_gradient_of_the_whole(build, tmp_path, 
 
 
 # ----------------------------------------------------------------------------------------------- epochs and repeats
-
-
-class RecordingDataset(SpeechDataset):
-    """Keeps what was asked of it: (epoch, id) pairs."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.told, self.seen = None, []
-
-    def set_epoch(self, epoch):
-        super().set_epoch(epoch)
-        self.told = epoch
-
-    def __getitem__(self, index):
-        self.seen.append((self.told, self.ids[index]))
-        return super().__getitem__(index)
 
 
 @pytest.fixture(scope="module")
