@@ -97,11 +97,11 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     """
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
-    # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
     unheard = sorted(set(range(len(labels))) - set(corpus.select(fold.train)["label"]))
     if unheard:
         names = ", ".join(labels[index] for index in unheard)
         PartialState().print(f"No utterance to train on is labelled {names}: this fold cannot learn it.")
+    # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
     longest_s = max(corpus.select(fold.train)["duration_s"])
     window_s = math.ceil(min(longest_s, recipe.max_duration_s))
 

@@ -160,6 +160,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     for action in parser._actions:
         if action.dest not in ("help", "recipe"):
             kinds.setdefault(action.dest, action.type)
+            action.help = f"{action.help or ''} (default: {action.default})".strip()
             action.default = SUPPRESS  # so that only what was typed is found below
     try:
         namespace, unknown = parser.parse_known_args(argv)
