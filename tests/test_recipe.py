@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lascl.configuration_lascl import LaSCLConfig
-from lascl.training.recipe import NOT_IDENTITY, RECIPES, RECORDED, Recipe, parse_recipe
+from lascl.training.recipe import HELP, NOT_IDENTITY, RECIPES, RECORDED, Recipe, parse_recipe
 from lascl.training.run_directory import open_run
 
 
@@ -157,3 +157,13 @@ def test_every_recipe_field_is_read():
     config = {f.name for f in dataclasses.fields(LaSCLConfig)}
     fields = {f.name for f in dataclasses.fields(Recipe)}
     assert fields - config - read == set()
+
+
+def test_every_recipe_field_has_a_line_of_help(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(Recipe):
+        if field.init:
+            assert HELP[field.name] in printed, field.name
+    assert "--num_train_epochs" in printed

@@ -18,6 +18,31 @@ from lascl.training.arguments import LaSCLTrainingArguments
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
 
+# One line each for `--help`; `Recipe` and `LaSCLConfig` say more.
+HELP = {
+    "corpus": "csv (your own manifest), emodb or synthetic",
+    "data_dir": "folder of the corpus, or the manifest of csv",
+    "allow_partial": "go on although utterances of a known corpus are missing",
+    "corpus_options": "further options of the corpus, as JSON",
+    "num_folds": "instead of the corpus's own folds",
+    "folds": "all, or some such as 1,3",
+    "max_duration_s": "longer utterances are cut to their first so many seconds",
+    "audio_encoder": "Hub name or folder; a JSON configuration starts from random weights",
+    "audio_encoder_revision": "branch, tag or commit on the Hub",
+    "text_encoder": "Hub name or folder, for the label words; likewise",
+    "text_encoder_revision": "branch, tag or commit on the Hub",
+    "label_template": "what the text encoder reads for a label",
+    "projection_dim": "width of the joint space",
+    "audio_layers": "last, or weighted: a learned sum of all layers",
+    "audio_pooling": "mean or max over frames",
+    "text_pooling": "mean over tokens, or first",
+    "freeze_feature_encoder": "keep the convolutional front end; by default unless it starts at random",
+    "contrastive_temperature": "tau of eq. 4",
+    "contrastive_weight": "lambda_1 of eq. 9",
+    "divergence_weight": "lambda_2 of eq. 9",
+    "label_anchors": "label embeddings take part in eq. 4",
+    "prediction_head": "label or classifier",
+}
 # Training fields that a run directory always records, beside those a recipe sets.
 RECORDED = (
     "augmentation",
@@ -160,7 +185,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     for action in parser._actions:
         if action.dest not in ("help", "recipe"):
             kinds.setdefault(action.dest, action.type)
-            action.help = f"{action.help or ''} (default: {action.default})".strip()
+            action.help = f"{action.help or HELP.get(action.dest, '')} (default: {action.default})".strip()
             action.default = SUPPRESS  # so that only what was typed is found below
     try:
         namespace, unknown = parser.parse_known_args(argv)
