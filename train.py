@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import AutoConfig, AutoFeatureExtractor, set_seed
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
@@ -51,13 +51,15 @@ def main(argv: list[str] | None = None):
             folds = make_folds(corpus, recipe.num_folds)
             chosen = recipe.fold_numbers(len(folds))
             if process.is_main_process:
-                open_run(run_dir, recipe)
+                open_run(run_dir, recipe, corpus)
             audio_encoder, text_encoder = ready_encoders(recipe, run_dir)
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
 
     labels = corpus.features["label"].names
+    counts = ", ".join(f"{label} {list(corpus['label']).count(index)}" for index, label in enumerate(labels))
+    process.print(f"{recipe.corpus}: {len(corpus)} utterances, {len(set(corpus['speaker']))} speakers; {counts}.")
     for fold in (fold for fold in folds if fold.number in chosen):
         fold_dir = run_dir / f"fold-{fold.number}"
         if (fold_dir / "metrics.json").is_file():
@@ -175,6 +177,8 @@ def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
         revision = getattr(recipe, f"{kind}_encoder_revision") or "main"
         try:
             config = AutoConfig.from_pretrained(made[-1], revision=revision)
+            if kind == "text":
+                AutoTokenizer.from_pretrained(made[-1], revision=revision)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
@@ -218,10 +222,10 @@ def report(run_dir: Path, recipe: Recipe, labels: list[str], num_folds: int):
     write_json(run_dir / "results.json", results)
     table = results_table(results)
     done = [fold["fold"] for fold in results["folds"]]
+    caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
     protocol = (
-        f"Corpus: {recipe.corpus}{' (synthetic speech by eSpeak NG)' if recipe.corpus == 'synthetic' else ''}. "
-        f"Folds {', '.join(map(str, done))} of {num_folds}, no speaker on two sides; the last epoch is tested; no "
-        f"validation. Scores in per cent, of the {recipe.prediction_head} head unless marked."
+        f"Corpus: {recipe.corpus}{caveat}. Folds {', '.join(map(str, done))} of {num_folds}, no speaker on two sides; "
+        f"the last epoch is tested; no validation. Scores in per cent, of the {recipe.prediction_head} head unless marked."
     )
     confusion = results["pooled"]["confusion"]
     lines = [f"| true \\ predicted | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]

@@ -66,6 +66,10 @@ def load_corpus(
     repeated = [id for id, count in Counter(row["id"] for row in rows).items() if count > 1]
     if repeated:
         raise ValueError(f"{name}: the id {repeated[0]!r} stands for several files. Keep one copy of each utterance.")
+    folded = Counter(label.casefold() for label in labels)
+    alike = sorted(label for label in labels if folded[label.casefold()] > 1)
+    if alike:
+        raise ValueError(f"{name}: the labels {alike[0]!r} and {alike[1]!r} differ in case alone. Spell them one way.")
     features = datasets.Features(
         {
             "id": datasets.Value("string"),
@@ -97,7 +101,10 @@ def _read_csv(data_dir, *, allow_partial):
         columns = reader.fieldnames or []
         for column in ("path", "label", "speaker"):
             if column not in columns:
-                raise ValueError(f"{manifest}: the column {column!r} is missing; found {', '.join(columns) or 'none'}.")
+                hint = " Separate columns by commas." if len(columns) == 1 else ""
+                raise ValueError(
+                    f"{manifest}: the column {column!r} is missing; found {', '.join(columns) or 'none'}.{hint}"
+                )
         used = [c for c in ("path", "label", "speaker", "id", "session", "fold") if c in columns]
         for row in reader:
             empty = [column for column in used if not (row[column] or "").strip()]
@@ -120,7 +127,7 @@ def _read_csv(data_dir, *, allow_partial):
     found = check_audio(row["audio"] for row in rows)
     bad = [message for message in found.values() if isinstance(message, str)]
     if bad:
-        others = f" (and {len(bad) - 1} more files)" if len(bad) > 1 else ""
+        others = f" The same goes for {len(bad) - 1} more, such as: {bad[1]}" if len(bad) > 1 else ""
         raise ValueError(f"{bad[0]}{others}")
     for row in rows:
         row["duration_s"] = found[row["audio"]]

@@ -38,9 +38,9 @@ def make_folds(corpus: datasets.Dataset, num_folds: int | None = None, *, seed: 
     """Speaker-independent folds; they do not depend on the order of the rows.
 
     Without `num_folds` they are the corpus's own: its `fold` column, else its sessions. With `num_folds`, or for want
-    of their own (then five), `emodb` and `synthetic` are cut into runs of neighbouring speakers (EmoDB's usual five
-    pairs, 03 + 08, 09 + 10, ...); elsewhere speakers are grouped so that the folds are alike in size and labels
-    (scikit-learn's `StratifiedGroupKFold`, seeded).
+    of their own (then five, or as many as there are speakers), `emodb` and `synthetic` are cut into runs of
+    neighbouring speakers (EmoDB's usual five pairs, 03 + 08, 09 + 10, ...); elsewhere speakers are grouped so that the
+    folds are alike in size and labels (scikit-learn's `StratifiedGroupKFold`, seeded).
 
     Args:
         corpus: from `load_corpus`.
@@ -59,7 +59,8 @@ def make_folds(corpus: datasets.Dataset, num_folds: int | None = None, *, seed: 
     elif num_folds is None and None not in corpus["session"]:
         names = list(corpus["session"])
     else:
-        names = _group_speakers(corpus, 5 if num_folds is None else num_folds, seed)
+        num_speakers = len(set(corpus["speaker"]))
+        names = _group_speakers(corpus, min(5, num_speakers) if num_folds is None else num_folds, seed)
     if len(set(names)) < 2:
         raise ValueError(f"Cross-validation needs two folds at least; all utterances are in fold {names[0]!r}.")
     # 10 after 9, not after 1.

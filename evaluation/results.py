@@ -82,7 +82,7 @@ def results_table(results: dict) -> str:
     ]
     for fold in results["folds"]:
         lines.append(f"| {fold['fold']} | {fold['n']} | {_per_cent(fold)} |")
-    deviation = results["std"]
+    deviation = results["std"] if len(results["folds"]) > 1 else None
     lines.append(f"| mean over folds | | {_per_cent(results['mean'], deviation)} |")
     lines.append(f"| pooled | {results['pooled']['n']} | {_per_cent(results['pooled'])} |")
     absent = [

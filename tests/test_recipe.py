@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from datasets import ClassLabel, Dataset, Features, Value
 
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.training.recipe import HELP, NOT_IDENTITY, RECIPES, RECORDED, Recipe, parse_recipe
 from lascl.training.run_directory import open_run
 
 
+FEATURES = Features(
+    {"id": Value("string"), "audio": Value("string"), "label": ClassLabel(names=["a", "b"]), "speaker": Value("string")}
+)
+CORPUS = Dataset.from_dict(
+    {"id": ["u1", "u2"], "audio": ["u1.wav", "u2.wav"], "label": [0, 1], "speaker": ["s1", "s2"]}, features=FEATURES
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -91,7 +98,7 @@ def test_one_clear_sentence(tmp_path, fields, argv, message):
 
 
 def test_recipes_that_cannot_be_read(tmp_path):
-    with pytest.raises(ValueError, match="no recipe 'tabel-1': neither a file nor one of emodb, quickstart"):
+    with pytest.raises(ValueError, match="no recipe 'tabel-1': neither a file nor one of csv, emodb, quickstart"):
         parse_recipe(["tabel-1"])
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     with pytest.raises(ValueError, match="found a list"):
@@ -113,7 +120,7 @@ def test_fold_numbers():
 
 def test_a_run_directory_reproduces_its_recipe(tmp_path):
     recipe, _ = parse_recipe(["emodb", "--seed", "7", "--audio_layers", "weighted"])
-    open_run(tmp_path / "run", recipe)
+    open_run(tmp_path / "run", recipe, CORPUS)
     again, _ = parse_recipe([str(tmp_path / "run" / "recipe.yaml")])
     assert again.to_dict() == recipe.to_dict()
     for name in RECORDED:
@@ -121,18 +128,30 @@ def test_a_run_directory_reproduces_its_recipe(tmp_path):
 
 
 def test_another_recipe_in_the_same_directory_is_refused_by_field(tmp_path):
-    open_run(tmp_path, parse_recipe(["emodb", "--seed", "3"])[0])
-    open_run(tmp_path, parse_recipe(["emodb", "--seed", "1"])[0])  # no fold yet: started anew
+    open_run(tmp_path, parse_recipe(["emodb", "--seed", "3"])[0], CORPUS)
+    open_run(tmp_path, parse_recipe(["emodb", "--seed", "1"])[0], CORPUS)  # no fold yet: started anew
     (tmp_path / "fold-1").mkdir()
-    open_run(tmp_path, parse_recipe(["emodb", "--seed", "1", "--folds", "2", "--data_dir", "elsewhere"])[0])
+    open_run(tmp_path, parse_recipe(["emodb", "--seed", "1", "--folds", "2", "--data_dir", "elsewhere"])[0], CORPUS)
     with pytest.raises(ValueError, match=r"different are: num_folds \(None there, 4 here\); seed \(1 there, 2 here\)"):
-        open_run(tmp_path, parse_recipe(["emodb", "--seed", "2", "--num_folds", "4"])[0])
+        open_run(tmp_path, parse_recipe(["emodb", "--seed", "2", "--num_folds", "4"])[0], CORPUS)
 
 
 def test_an_output_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
-        open_run(tmp_path / "file" / "run", Recipe())
+        open_run(tmp_path / "file" / "run", Recipe(), CORPUS)
+
+
+def test_a_run_is_not_continued_with_another_corpus_under_the_same_name(tmp_path):
+    recipe = parse_recipe(["emodb"])[0]
+    open_run(tmp_path, recipe, CORPUS)
+    (tmp_path / "fold-1").mkdir()
+    moved = CORPUS.map(lambda row: {"audio": f"/elsewhere/{row['id']}.wav"})
+    open_run(tmp_path, recipe, moved)  # the same recordings in another place
+    for column, value in (("label", 0), ("speaker", "s9"), ("id", "u9")):
+        changed = CORPUS.map(lambda row, i, c=column, v=value: {c: v if i == 1 else row[c]}, with_indices=True)
+        with pytest.raises(ValueError, match="The corpus has changed since"):
+            open_run(tmp_path, recipe, changed)
 
 
 def test_identity_ignores_only_fields_that_exist():

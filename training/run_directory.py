@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -10,20 +11,21 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 
 from lascl.training.recipe import NOT_IDENTITY, Recipe
 
 
-def open_run(run_dir: str | Path, recipe: Recipe) -> Path:
+def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> Path:
     """Makes the run directory, or continues in one whose recipe is the same. One without any fold is started anew.
 
     Writes `recipe.yaml` and `environment.json`.
 
     Raises:
-        ValueError: the directory holds a run of another recipe (the fields that differ are named), or cannot be
-            written.
+        ValueError: the directory holds a run of another recipe (the fields that differ are named) or of the same
+            corpus with other utterances, labels or speakers, or cannot be written.
     """
     run_dir, wanted = Path(run_dir), recipe.to_dict()
     try:
@@ -45,12 +47,26 @@ def open_run(run_dir: str | Path, recipe: Recipe) -> Path:
                 f"{run_dir} holds a run of another recipe; different are: {'; '.join(changed)}. Choose another "
                 "output_dir, or delete that one."
             )
+        begun = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
+        if begun["corpus_fingerprint"] != corpus_fingerprint(corpus):
+            raise ValueError(
+                f"The corpus has changed since {run_dir} was begun: other utterances, labels, speakers or folds. "
+                "Choose another output_dir, or delete that one."
+            )
     else:
         shutil.rmtree(run_dir / "encoders", ignore_errors=True)  # of an earlier start that came to nothing
         # Of the start only: a fold that is trained later carries its own commit in `metrics.json`.
-        write_json(run_dir / "environment.json", environment())
+        begun = {**environment(), "corpus_fingerprint": corpus_fingerprint(corpus)}
+        write_json(run_dir / "environment.json", begun)
         write_text(path, yaml.safe_dump(wanted, sort_keys=True, allow_unicode=True))
     return run_dir
+
+
+def corpus_fingerprint(corpus: datasets.Dataset) -> str:
+    """A hash of what decides folds and scores: each row's id, label, speaker, session and fold; not where files lie."""
+    columns = [name for name in ("id", "label", "speaker", "session", "fold") if name in corpus.column_names]
+    content = [corpus.features["label"].names, *(list(corpus[name]) for name in columns)]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def environment() -> dict:
