@@ -225,7 +225,8 @@ def report(run_dir: Path, recipe: Recipe, labels: list[str], num_folds: int):
     caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
     protocol = (
         f"Corpus: {recipe.corpus}{caveat}. Folds {', '.join(map(str, done))} of {num_folds}, no speaker on two sides; "
-        f"the last epoch is tested; no validation. Scores in per cent, of the {recipe.prediction_head} head unless marked."
+        f"the last epoch is tested; no validation. Scores in per cent, of the {recipe.prediction_head} head unless "
+        "marked."
     )
     confusion = results["pooled"]["confusion"]
     lines = [f"| true \\ predicted | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
