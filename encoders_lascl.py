@@ -80,14 +80,19 @@ def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
             f"With the encoder type {encoder.config.model_type!r}, padding would change the answer. Choose wav2vec2 "
             "(without adapter), hubert, wavlm, data2vec-audio, unispeech, unispeech-sat or whisper."
         )
-    convolutions = getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None)
-    first_norm = getattr(convolutions[0], "layer_norm", None) if convolutions else None
+    first = _first_convolution(encoder)
+    first_norm = getattr(first, "layer_norm", None)
     if isinstance(first_norm, nn.GroupNorm) and not isinstance(first_norm, MaskedGroupNorm):
-        convolutions[0].layer_norm = MaskedGroupNorm.adopt(first_norm)
+        first.layer_norm = MaskedGroupNorm.adopt(first_norm)
     for layer in _before_convolutions(encoder):
         layer.valid_frames = None
         layer.register_forward_hook(_zero_padding)
     return encoder
+
+
+def _first_convolution(encoder) -> nn.Module | None:
+    convolutions = getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None)
+    return convolutions[0] if convolutions else None
 
 
 def _before_convolutions(encoder) -> list[nn.Module]:
@@ -224,13 +229,13 @@ def _reach_one_frame(encoder, inputs, attention_mask):
 def _tell_valid_frames(encoder, attention_mask: torch.Tensor | None):
     """Tells the adapted layers how many of their frames lie wholly on signal: as many as the utterance alone gives."""
     samples = None if attention_mask is None else attention_mask.sum(-1)  # (B,)
-    convolutions = getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None)
-    norm = getattr(convolutions[0], "layer_norm", None) if convolutions else None
+    first = _first_convolution(encoder)
+    norm = getattr(first, "layer_norm", None)
     if isinstance(norm, MaskedGroupNorm):
         kernel, stride = encoder.config.conv_kernel[0], encoder.config.conv_stride[0]
         norm.valid_frames = None if samples is None else (samples - kernel).div(stride, rounding_mode="floor") + 1
         # Recomputed in backward, the layer would see the lengths of a later batch.
-        convolutions[0].gradient_checkpointing = False
+        first.gradient_checkpointing = False
     for layer in _before_convolutions(encoder):
         layer.valid_frames = None if samples is None else encoder._get_feat_extract_output_lengths(samples)
         if isinstance(layer, nn.BatchNorm1d):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None):
         sys.exit(2)
 
     labels = corpus.features["label"].names
-    counts = ", ".join(f"{label} {list(corpus['label']).count(index)}" for index, label in enumerate(labels))
+    occurring = Counter(corpus["label"])
+    counts = ", ".join(f"{label} {occurring[index]}" for index, label in enumerate(labels))
     process.print(f"{recipe.corpus}: {len(corpus)} utterances, {len(set(corpus['speaker']))} speakers; {counts}.")
     for fold in (fold for fold in folds if fold.number in chosen):
         fold_dir = run_dir / f"fold-{fold.number}"

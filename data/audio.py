@@ -61,7 +61,13 @@ def read_audio(
 
 
 def audio_duration_s(path: str | Path) -> float:
-    """Length of an audio file in seconds, from its header.
+    """Length of an audio file in seconds, from its header; raises as `audio_header` does."""
+    header = audio_header(path)
+    return header.frames / header.samplerate
+
+
+def audio_header(path: str | Path):
+    """What soundfile reads from a file's header: `frames`, `samplerate` in Hz, and more.
 
     Raises:
         FileNotFoundError: no such file.
@@ -70,7 +76,6 @@ def audio_duration_s(path: str | Path) -> float:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such audio file.")
     try:
-        info = soundfile.info(path)
+        return soundfile.info(path)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
-    return info.frames / info.samplerate

@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
-import soundfile
 from tqdm.auto import tqdm
 
-from lascl.data.audio import audio_duration_s, read_audio
+from lascl.data.audio import audio_header, read_audio
 
 
 def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, float | str]:
@@ -68,8 +67,7 @@ def _decode(path: str) -> float | str:
     if os.path.isdir(path):
         return f"{path}: is a folder, not an audio file."
     try:
-        audio_duration_s(path)  # says it in words if the header is none
-        rate = soundfile.info(path).samplerate
+        rate = audio_header(path).samplerate
         return len(read_audio(path, sampling_rate=rate)) / rate
     except (ValueError, OSError) as error:
         return str(error)

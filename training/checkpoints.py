@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers import TrainerCallback
+
+from lascl.training.run_directory import write_json
 
 
 MARKER = "whole.json"
@@ -22,9 +23,7 @@ class MarkWholeCheckpoints(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if process.is_main_process and folder.is_dir():
             sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-            temporary = folder / f".{MARKER}"
-            temporary.write_text(json.dumps(sizes), encoding="utf-8")
-            os.replace(temporary, folder / MARKER)
+            write_json(folder / MARKER, sizes)
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
