@@ -53,6 +53,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         subset = corpus.select(rows)
         # Plain lists: reading one row of an Arrow table costs more than reading a list.
         self.ids, self.paths, self.labels = list(subset["id"]), list(subset["audio"]), list(subset["label"])
+        self.durations_s = [min(duration_s, max_duration_s) for duration_s in subset["duration_s"]]
         self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, max_duration_s, seed
         self.num_views = 1 if augmentation == "none" else num_views
         self.augmentation = build_augmentation(augmentation, sampling_rate)

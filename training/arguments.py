@@ -1,4 +1,4 @@
-"""Training arguments: transformers' own, with the paper's values as defaults and five fields of LaSCL."""
+"""Training arguments: transformers' own, with the paper's values as defaults and a few fields of LaSCL."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from transformers.training_args import ParallelMode
 class LaSCLTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
 
-    Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`. Defaults that differ
-    from stock: `learning_rate` (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type`
+    Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`,
+    `utterances_per_class`. `train_sampling_strategy` is `random` or `group_by_length`, both by
+    `lascl.data.UtteranceBatchSampler`: each utterance once an epoch, unless `utterances_per_class` balances the classes
+    of each batch. Defaults that differ from stock: `learning_rate` (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type`
     (cosine), `warmup_steps` (0.1, a share of all steps), `weight_decay` (0.01), and, for convenience,
     `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2), `report_to` (nothing),
-    `dataloader_pin_memory` (where there is a GPU) and `remove_unused_columns` (must stay false: batches are made from
+    `restore_callback_states_from_checkpoint` (so that logs go on where they stopped), `dataloader_pin_memory` (where there is a GPU) and `remove_unused_columns` (must stay false: batches are made from
     columns that no model takes).
 
     `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
@@ -28,7 +30,7 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, label smoothing, several GPUs in one process, or several processes that do not know of each other
+            one, a sampling strategy that is not ours, label smoothing, several GPUs in one process, or several processes that do not know of each other
             (torchrun on a CPU without `use_cpu`).
     """
 
@@ -39,6 +41,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     global_batch_size: int = field(
         default=32, metadata={"help": "Utterances an optimiser step, whatever the number of processes."}
     )
+    utterances_per_class: int | None = field(
+        default=None, metadata={"help": "So many of each class in a batch; by default as they come."}
+    )
     num_train_epochs: float = 50.0
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1
@@ -48,6 +53,7 @@ class LaSCLTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 2
     report_to: None | str | list[str] = "none"  # noqa: RUF036, HfArgumentParser wants stock's order
     remove_unused_columns: bool | None = False
+    restore_callback_states_from_checkpoint: bool = True
     # Pinning without an accelerator does nothing but warn.
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
@@ -78,5 +84,9 @@ class LaSCLTrainingArguments(TrainingArguments):
                 f"{self.per_device_train_batch_size}. Set global_batch_size."
             )
         self.per_device_train_batch_size = derived
+        if self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise ValueError(
+                f"train_sampling_strategy must be random or group_by_length; found {self.train_sampling_strategy!r}."
+            )
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is not part of the joint loss; leave it at 0.")

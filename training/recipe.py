@@ -53,6 +53,8 @@ RECORDED = (
     "num_train_epochs",
     "num_views",
     "seed",
+    "train_sampling_strategy",
+    "utterances_per_class",
     "warmup_steps",
     "weight_decay",
 )

@@ -1,16 +1,20 @@
 """`LaSCLTrainer`: transformers' Trainer, extended at its seams.
 
-Letters: W processes, B rows of a batch on one process, K labels, D width of the joint space.
+Letters: W processes, B_w rows of a batch on process w and B on all, K labels, D width of the joint space.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
+from lascl.data import UtteranceBatchSampler
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 
@@ -18,10 +22,12 @@ from lascl.modeling_lascl import joint_loss
 class LaSCLTrainer(Trainer):
     """Trains a `LaSCLForAudioClassification` on the paper's joint loss (eq. 9).
 
-    To stock it adds: the loss over the embeddings of all processes, a learning rate of its own for the audio encoder,
-    each loss term in the log, the epoch told to the training data set (if it has `set_epoch`), and WA, UA and
-    macro-F1 of both heads from `evaluate()`. Takes the arguments of `Trainer` but `compute_loss_func`; `args` is a
-    `LaSCLTrainingArguments`.
+    To stock it adds: the loss over the embeddings of all processes, batches from `UtteranceBatchSampler`, a learning
+    rate of its own for the audio encoder, each loss term and the share of padding in the log, logs that an interruption
+    does not change, the epoch told to the training data set (if it has `set_epoch`), and WA, UA and macro-F1 of both
+    heads from `evaluate()`. Takes the arguments of `Trainer` but `compute_loss_func`; `args` is a
+    `LaSCLTrainingArguments`. A training data set with `ids` is read in an order that follows from them;
+    `group_by_length` needs its `durations_s`, `utterances_per_class` its `labels` (`SpeechDataset` has all three).
 
     Raises:
         ValueError: `compute_loss_func` is given.
@@ -35,27 +41,59 @@ class LaSCLTrainer(Trainer):
         kwargs.setdefault("compute_metrics", score_both_heads)
         super().__init__(*args, **kwargs)
         self.add_callback(_TellEpoch())
-        self._term_sums, self._num_losses = defaultdict(float), 0
+        self.add_callback(RunningMeans())
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """This process's share of the batches of `UtteranceBatchSampler`; accelerate's sharding, which repeats
+        utterances to fill the last batch, is not needed."""
+        if self.train_dataset is None:
+            raise ValueError("Training needs a train_dataset.")
+        args, dataset = self.args, self.train_dataset
+        sampler = UtteranceBatchSampler(
+            getattr(dataset, "ids", range(len(dataset))),
+            global_batch_size=args.global_batch_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            durations_s=dataset.durations_s if args.train_sampling_strategy == "group_by_length" else None,
+            labels=dataset.labels if args.utterances_per_class is not None else None,
+            utterances_per_class=args.utterances_per_class,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            accumulation_steps=args.gradient_accumulation_steps,
+        )
+        return torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Eq. 9 over the rows of all processes while training, over the local rows in evaluation.
 
-        Every process computes the whole loss from the gathered rows, and DDP averages: W processes of B rows give the
-        gradients of one process with W x B rows. The K label embeddings enter once.
+        Every process computes the whole loss from the gathered rows, and DDP averages: W processes of B / W rows give
+        the gradients of one process with B rows. The K label embeddings enter once.
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B, D), (B, K)
+        audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B_w, D), (B_w, K)
+        mask = inputs.get("attention_mask", labels.new_ones(0))
+        num_rows, size = labels.new_tensor(len(labels)), labels.new_tensor(mask.numel())
+        counts = torch.stack([num_rows, size - mask.sum(), size])[None]  # rows, padding, and what it is a part of
         if model.training and self.accelerator.num_processes > 1:
             if model is self.accelerator.unwrap_model(model):
                 raise RuntimeError(
                     f"{self.accelerator.num_processes} processes, but the model is not wrapped in DDP: each would "
                     "train alone. On a CPU, add --use_cpu true."
                 )
-            audio_embeds = self._gather_rows(audio_embeds)  # (W x B, D)
-            class_logits = self._gather_rows(class_logits)  # (W x B, K)
-            labels = self.accelerator.gather(labels)  # (W x B,)
+            counts = self.accelerator.gather(counts)  # (W, 3)
+            sizes = counts[:, 0].tolist()
+            audio_embeds = self._gather_rows(audio_embeds, sizes)  # (B, D)
+            class_logits = self._gather_rows(class_logits, sizes)  # (B, K)
+            labels = self._gather_rows(labels, sizes)  # (B,)
         config = self.accelerator.unwrap_model(model).config
         loss, terms = joint_loss(
             audio_embeds,
@@ -68,30 +106,43 @@ class LaSCLTrainer(Trainer):
             label_anchors=config.label_anchors,
         )
         if model.training:
-            self._num_losses += 1
-            for name, term in terms.items():
-                self._term_sums[name] += term.detach()
+            self._running_means.add({"loss": loss, **terms}, *counts.sum(0)[1:])
         return (loss, outputs) if return_outputs else loss
 
-    def _gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """(W x B, ...): the rows (B, ...) of all processes, in their order, with gradients through the local ones.
+    def _gather_rows(self, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """(B, ...): the rows (B_w, ...) of all processes, in their order, with gradients through the local ones.
 
         Each process sees the whole loss, but reaches the encoder through its own rows alone; summed over the
         processes that is the whole gradient, and DDP takes the mean instead: so the local rows' gradient counts W
         times. Nothing is communicated in backward but what DDP does.
         """
-        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, len(rows)
-        everyone = self.accelerator.gather(rows.detach())  # (W x B, ...)
-        local = rows + (world - 1) * (rows - rows.detach())  # the value of `rows`, W times its gradient
-        return torch.cat([everyone[: rank * size], local, everyone[(rank + 1) * size :]])
+        world, rank, longest = len(sizes), self.accelerator.process_index, max(sizes)
+        # Collectives want equal shapes: what is short is filled up, and cut off again.
+        filled = torch.cat([rows.detach(), rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+        everyone = self.accelerator.gather(filled).split(longest)  # W of (longest, ...)
+        parts = [part[:size] for part, size in zip(everyone, sizes)]
+        if rows.is_floating_point():
+            parts[rank] = rows + (world - 1) * (rows - rows.detach())  # the value of `rows`, W times its gradient
+        return torch.cat(parts)
 
     def log(self, logs, start_time=None):
-        """Adds the mean of each loss term since the last log. No reduction: all processes saw the same values."""
-        if "loss" in logs and self._num_losses:
-            for name, total in self._term_sums.items():
-                logs[name] = float(total) / self._num_losses
-            self._term_sums, self._num_losses = defaultdict(float), 0
+        """Adds the mean of each loss term since the last log, and the share of the input that was padding.
+
+        `loss` and `train_loss` are written from the same sums, which a checkpoint holds, where stock counts from the
+        last start. Nothing is reduced: all processes saw the same values.
+        """
+        if "loss" in logs:
+            logs |= self._running_means.since_last_log()
+        elif "train_loss" in logs:
+            means = self._running_means
+            logs["train_loss"] = means.total_loss / max(means.num_losses, 1)
+            logs["train_runtime"] = means.runtime_s()
         super().log(logs, start_time)
+
+    @property
+    def _running_means(self) -> RunningMeans:
+        # Looked up, because resuming puts a new one in the old one's place.
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, RunningMeans))
 
     def create_optimizer(self, model=None):
         """The stock optimiser with `encoder_learning_rate` for the audio encoder and `learning_rate` for the rest;
@@ -139,3 +190,57 @@ class _TellEpoch(TrainerCallback):
         dataset = getattr(train_dataloader, "dataset", None)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch + 1e-6))
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        if isinstance(sampler, UtteranceBatchSampler):
+            sampler.set_epoch(int(state.epoch + 1e-6))
+
+
+class RunningMeans(TrainerCallback, ExportableState):
+    """What the log needs since its last entry, and since training began; saved with every checkpoint.
+
+    Sums stay on the device: they are read when something is logged or saved, not in every step.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, float | torch.Tensor] = {}  # since the last log
+        self.num_added, self.padding, self.size = 0, 0, 0
+        self.total_loss, self.num_losses = 0.0, 0  # since training began, up to the last log
+        self.earlier_s, self.started = 0.0, time.monotonic()  # before the last start
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+
+    def add(self, terms: dict[str, torch.Tensor], padding: torch.Tensor, size: torch.Tensor):
+        """A batch: its loss and terms, and how many of its `size` samples or frames were padding (all 0-dim)."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + term.detach().float()
+        self.num_added += 1
+        self.padding, self.size = self.padding + padding, self.size + size
+
+    def since_last_log(self) -> dict[str, float]:
+        """The means; counting starts anew."""
+        if not self.num_added:
+            return {}
+        means = {name: float(total) / self.num_added for name, total in self.sums.items()}
+        self.total_loss += float(self.sums["loss"])
+        self.num_losses += self.num_added
+        if self.size:
+            means["padding_share"] = int(self.padding) / int(self.size)
+        self.sums, self.num_added, self.padding, self.size = {}, 0, 0, 0
+        return means
+
+    def runtime_s(self) -> float:
+        """Seconds spent on the steps that led here; what was done again after an interruption counts once."""
+        return self.earlier_s + time.monotonic() - self.started
+
+    def state(self) -> dict:
+        attributes = {
+            "sums": {name: float(total) for name, total in self.sums.items()},
+            "num_added": self.num_added,
+            "padding": int(self.padding),
+            "size": int(self.size),
+            "total_loss": self.total_loss,
+            "num_losses": self.num_losses,
+            "earlier_s": self.runtime_s(),
+        }
+        return {"args": {}, "attributes": attributes}

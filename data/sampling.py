@@ -1,0 +1,134 @@
+"""Which utterances each process reads, batch by batch.
+
+Letters: N utterances, G utterances of a global batch, W processes, A accumulation steps, K classes, M of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+
+# Utterances are sorted by length within so many batches: enough to save padding, few enough that an utterance meets
+# others in every epoch.
+BATCHES_A_BUCKET = 8
+
+
+class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Global batches that are a pure function of (seed, epoch), and this process's share of them.
+
+    An epoch has ceil(N / G) global batches whose sizes differ by one at most, and every utterance is in exactly one of
+    them: nothing is dropped, nothing repeated to fill the last. (Where that would leave a process without any
+    utterance, there are fewer and larger batches.) What is in a batch depends on the utterances' names and neither on
+    their order nor on W.
+
+    With `utterances_per_class`, a batch holds M utterances of each of G / M classes instead. Classes take turns, and
+    so do the utterances of a class: rare ones come several times an epoch, and of a frequent class some wait for
+    another epoch.
+
+    Each iteration yields A batches for every global batch, dealt like cards to W x A places, so that a class or a
+    length is spread evenly. `set_epoch` chooses the epoch.
+
+    Args:
+        ids: names of the utterances, all different.
+        global_batch_size: G, over all processes and accumulation steps.
+        seed: of the order.
+        durations_s: in seconds; given, utterances of like length come into the same batch (less padding).
+        labels: class of each utterance; needed with `utterances_per_class`.
+        utterances_per_class: M.
+        num_processes, process_index, accumulation_steps: W, this one of them, A.
+
+    Raises:
+        ValueError: fewer utterances than places, a G that is not a multiple of M, or more classes a batch than exist.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence,
+        *,
+        global_batch_size: int,
+        seed: int,
+        durations_s: Sequence[float] | None = None,
+        labels: Sequence[int] | None = None,
+        utterances_per_class: int | None = None,
+        num_processes: int = 1,
+        process_index: int = 0,
+        accumulation_steps: int = 1,
+    ):
+        places = num_processes * accumulation_steps
+        if len(ids) < places:
+            raise ValueError(
+                f"{len(ids)} utterances cannot be shared by {num_processes} processes x {accumulation_steps} "
+                "accumulation steps. Use fewer."
+            )
+        self.num_batches = min(-(-len(ids) // global_batch_size), len(ids) // places)
+        by_name = sorted(range(len(ids)), key=ids.__getitem__)
+        self.utterances_per_class, self.classes_per_batch = utterances_per_class, 1
+        self.classes = [np.array(by_name)]  # without classes to balance, all are of one
+        if utterances_per_class is not None:
+            present = sorted(set(labels))
+            self.classes = [np.array([row for row in by_name if labels[row] == label]) for label in present]
+            self.classes_per_batch, rest = divmod(global_batch_size, utterances_per_class)
+            if rest or not 1 <= self.classes_per_batch <= len(present):
+                raise ValueError(
+                    f"global_batch_size must be utterances_per_class ({utterances_per_class}) times 1 to "
+                    f"{len(present)}, the number of classes; found {global_batch_size}."
+                )
+        self.seed, self.epoch = seed, 0
+        self.durations_s = None if durations_s is None else np.asarray(durations_s)
+        self.places, self.first_place, self.num_processes = places, process_index, num_processes
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches * (self.places // self.num_processes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.global_batches():
+            for place in range(self.first_place, self.places, self.num_processes):
+                yield batch[place :: self.places]
+
+    def global_batches(self) -> list[list[int]]:
+        """All batches of the epoch, whole, as indices into `ids`."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        batches: list[list[int]] = [[] for _ in range(self.num_batches)]
+        for members, turns in zip(self.classes, self._turns(rng)):
+            if self.utterances_per_class is None:
+                sizes = [len(part) for part in np.array_split(members, self.num_batches)]
+            else:
+                sizes = [self.utterances_per_class] * len(turns)
+            rounds = -(-sum(sizes) // len(members))
+            drawn = np.concatenate([rng.permutation(members) for _ in range(rounds)])[: sum(sizes)]
+            for batch, share in zip(turns, self._deal(drawn.tolist(), sizes)):
+                batches[batch] += share
+        if self.durations_s is None:
+            return batches
+        return [batches[number] for number in rng.permutation(self.num_batches)]  # else short ones come first
+
+    def _turns(self, rng: np.random.Generator) -> list[list[int]]:
+        """For each class, the batches that it is in: the classes that were in fewest come next."""
+        turns: list[list[int]] = [[] for _ in self.classes]
+        for batch in range(self.num_batches):
+            drawn = rng.permutation(len(self.classes)).tolist()
+            for number in sorted(drawn, key=lambda number: len(turns[number]))[: self.classes_per_batch]:
+                turns[number].append(batch)
+        return turns
+
+    def _deal(self, drawn: list[int], sizes: list[int]) -> list[list[int]]:
+        """`drawn`, cut into shares of these sizes; alike in length where lengths are given."""
+        shares: list[list[int]] = []
+        for start in range(0, len(sizes), BATCHES_A_BUCKET):
+            wanted = sizes[start : start + BATCHES_A_BUCKET]
+            bucket, drawn = drawn[: sum(wanted)], drawn[sum(wanted) :]
+            if self.durations_s is not None:
+                bucket.sort(key=self.durations_s.__getitem__)
+            new: list[list[int]] = [[] for _ in wanted]
+            for row in bucket:
+                room = [share for share, size in zip(new, wanted) if len(share) < size]
+                # The same utterance twice in a batch would be its own positive: avoided where another has room.
+                next((share for share in room if row not in share), room[0]).append(row)
+            shares += new
+        return shares
