@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
@@ -186,7 +187,8 @@ def encode_audio(
     else:
         inputs, attention_mask = _reach_one_frame(encoder, inputs, attention_mask)
         _tell_valid_frames(encoder, attention_mask)
-        outputs = encoder(inputs, attention_mask=attention_mask, output_hidden_states=all_layers)
+        hidden = _draw_time_mask(encoder, inputs, attention_mask) if encoder.training else {}
+        outputs = encoder(inputs, attention_mask=attention_mask, output_hidden_states=all_layers, **hidden)
     last = outputs.last_hidden_state
     mask = frame_mask(encoder, attention_mask, batch_size=last.shape[0], num_frames=last.shape[1], device=last.device)
     return (outputs.hidden_states if all_layers else last), mask
@@ -224,6 +226,34 @@ def _reach_one_frame(encoder, inputs, attention_mask):
         return inputs, None
     reached = torch.arange(inputs.shape[-1], device=inputs.device) < needed  # (L,)
     return inputs, nn.functional.pad(attention_mask, (0, missing)).masked_fill(reached, 1)
+
+
+def _draw_time_mask(encoder, inputs, attention_mask) -> dict[str, torch.Tensor]:
+    """SpecAugment's spans over time (Park et al., 2019; drawn by stock's own function from numpy's generator) as the
+    encoder's argument `mask_time_indices` (B, T); nothing where the encoder masks no time.
+
+    Stock raises if the whole batch is shorter than a span, and may hide all of an utterance that is little longer:
+    here a row that would lose more than half of its frames keeps them all.
+    """
+    config = encoder.config
+    if not (getattr(config, "apply_spec_augment", False) and config.mask_time_prob > 0):
+        return {}
+    batch_size, num_frames = len(inputs), int(encoder._get_feat_extract_output_lengths(inputs.shape[-1]))
+    valid = frame_mask(
+        encoder, attention_mask, batch_size=batch_size, num_frames=num_frames, device=inputs.device
+    )  # (B, T)
+    hidden = torch.zeros_like(valid)
+    if num_frames >= config.mask_time_length:
+        drawn = _compute_mask_indices(
+            (batch_size, num_frames),
+            mask_prob=config.mask_time_prob,
+            mask_length=config.mask_time_length,
+            attention_mask=None if attention_mask is None else valid.long(),
+            min_masks=config.mask_time_min_masks,
+        )
+        hidden = torch.from_numpy(drawn).to(inputs.device)
+        hidden &= (2 * (hidden & valid).sum(-1) <= valid.sum(-1))[:, None]
+    return {"mask_time_indices": hidden}
 
 
 def _tell_valid_frames(encoder, attention_mask: torch.Tensor | None):

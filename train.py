@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
@@ -21,47 +22,84 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_se
 from transformers.utils import logging
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
-from lascl.data import SpeechCollator, SpeechDataset
+from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.encoders_lascl import build_audio_encoder
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
-from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint
-from lascl.training.prediction import predict_fold, write_predictions
+from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
+from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import Recipe, parse_recipe
-from lascl.training.run_directory import environment, open_run, write_json, write_text
+from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
 
 
 CARD = Path(__file__).resolve().parent / "model_card.md"
+CLOCK = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
 def main(argv: list[str] | None = None):
     """Runs a recipe: all its folds, then the run's results. Called again, it goes on where it stopped.
 
-    Exits with code 2 and one sentence when something is wrong with the recipe, the corpus or the encoders.
+    Exits with code 2 and one sentence when something is wrong with the recipe, the corpus or the encoders, or when the
+    disk is full.
     """
     logging.disable_progress_bar()  # of loading weights; training keeps its own
     try:
         recipe, run_dir = parse_recipe(sys.argv[1:] if argv is None else argv)
         recipe.training_arguments(run_dir)  # forms the process group, and refuses what cannot work
-        process = PartialState()
-        with process.main_process_first():
-            corpus = load_corpus(
-                recipe.corpus, recipe.data_dir, allow_partial=recipe.allow_partial, **(recipe.corpus_options or {})
-            )
+        with PartialState().main_process_first():
+            corpus, skipped = read_corpus(recipe)
             folds = make_folds(corpus, recipe.num_folds)
-            chosen = recipe.fold_numbers(len(folds))
-            if process.is_main_process:
+            recipe.fold_numbers(len(folds))
+            if PartialState().is_main_process:
                 open_run(run_dir, recipe, corpus)
-            audio_encoder, text_encoder = ready_encoders(recipe, run_dir)
+                if skipped:
+                    write_csv(run_dir / "skipped.csv", skipped)
+            encoders = ready_encoders(recipe, run_dir)
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    try:
+        cross_validate(recipe, run_dir, corpus, folds, encoders)
+        if PartialState().is_main_process:
+            report(run_dir, recipe, corpus, folds, num_skipped=len(skipped))
+        PartialState().wait_for_everyone()
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(
+            f"train.py: a file in {run_dir} could not be written: the disk is full ({str(error).splitlines()[0]}). "
+            "Free some space and give the same command again: what is finished is kept.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
-    labels = corpus.features["label"].names
-    occurring = Counter(corpus["label"])
+
+def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]:
+    """The recipe's corpus, and the id and fault of each utterance that is left out."""
+    skipped = [] if recipe.on_bad_audio == "skip" else None
+    corpus = load_corpus(
+        recipe.corpus,
+        recipe.data_dir,
+        labels=recipe.labels,
+        allow_partial=recipe.allow_partial,
+        skipped=skipped,
+        **(recipe.corpus_options or {}),
+    )
+    labels, occurring = corpus.features["label"].names, Counter(corpus["label"])
     counts = ", ".join(f"{label} {occurring[index]}" for index, label in enumerate(labels))
-    process.print(f"{recipe.corpus}: {len(corpus)} utterances, {len(set(corpus['speaker']))} speakers; {counts}.")
+    PartialState().print(
+        f"{recipe.corpus}: {len(corpus)} utterances, {len(set(corpus['speaker']))} speakers; {counts}."
+    )
+    return corpus, [{"id": id, "reason": reason} for id, reason in skipped or []]
+
+
+def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], encoders: tuple[str, str]):
+    """Trains and predicts the recipe's folds, each unless it is complete: then it has `metrics.json`."""
+    process, labels = PartialState(), corpus.features["label"].names
+    chosen = recipe.fold_numbers(len(folds))
     for fold in (fold for fold in folds if fold.number in chosen):
         fold_dir = run_dir / f"fold-{fold.number}"
         if (fold_dir / "metrics.json").is_file():
@@ -69,9 +107,10 @@ def main(argv: list[str] | None = None):
             continue
         process.print(
             f"Fold {fold.number} of {len(folds)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test, "
-            f"speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'])))} held out."
+            f"speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'])))} held out.",
+            *gaps(corpus, fold),
         )
-        extractor = train_fold(recipe, corpus, fold, fold_dir, audio_encoder, text_encoder)
+        extractor, runtime_s = train_fold(recipe, corpus, fold, fold_dir, *encoders)
         rows = predict_fold(
             fold_dir / "checkpoint",
             corpus,
@@ -80,31 +119,33 @@ def main(argv: list[str] | None = None):
             batch_size=recipe.training_arguments(run_dir).per_device_eval_batch_size,
         )
         if process.is_main_process:
-            write_predictions(fold_dir / "predictions.csv", rows)
-            # Last, because it marks the fold as complete.
-            metrics = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
-            write_json(fold_dir / "metrics.json", {"fold": fold.number, "commit": environment()["commit"], **metrics})
+            write_csv(fold_dir / "predictions.csv", rows)
+            scores = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
+            run = {"fold": fold.number, "commit": environment()["commit"], "train_runtime_s": runtime_s}
+            write_json(fold_dir / "metrics.json", {**run, **scores})  # last: it marks the fold as complete
             shutil.rmtree(fold_dir / "trainer", ignore_errors=True)
         process.wait_for_everyone()
-    if process.is_main_process:
-        report(run_dir, recipe, labels, num_folds=len(folds))
-    process.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+
+
+def gaps(corpus, fold: Fold) -> list[str]:
+    """A sentence for each side of a fold on which labels do not occur: they cannot be learned there, or not scored."""
+    sentences = []
+    for side, rows in (("to train on", fold.train), ("to test", fold.test)):
+        occurring = set(corpus.select(rows)["label"])
+        absent = [label for index, label in enumerate(corpus.features["label"].names) if index not in occurring]
+        if absent:
+            sentences.append(f"Fold {fold.number} has no {', '.join(absent)} {side}.")
+    return sentences
 
 
 def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str, text_encoder: str):
     """Trains one fold, from its last intermediate checkpoint if there is one, and saves `fold_dir/checkpoint`.
 
     Returns:
-        The feature extractor of the checkpoint.
+        The feature extractor of the checkpoint, and the seconds of training, earlier starts included.
     """
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
-    unheard = sorted(set(range(len(labels))) - set(corpus.select(fold.train)["label"]))
-    if unheard:
-        names = ", ".join(labels[index] for index in unheard)
-        PartialState().print(f"No utterance to train on is labelled {names}: this fold cannot learn it.")
     # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
     longest_s = max(corpus.select(fold.train)["duration_s"])
     window_s = math.ceil(min(longest_s, recipe.max_duration_s))
@@ -143,17 +184,22 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
         processing_class=extractor,
     )
     trainer.add_callback(MarkWholeCheckpoints())
-    interrupted = last_whole_checkpoint(args.output_dir)
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            remove_damaged_checkpoints(args.output_dir)
+        interrupted = last_whole_checkpoint(args.output_dir)
     if interrupted:
         PartialState().print(f"Going on after step {interrupted.rpartition('-')[2]}.")
     trainer.train(resume_from_checkpoint=interrupted)
     if trainer.is_world_process_zero():
         fold_dir.mkdir(parents=True, exist_ok=True)
-        write_json(fold_dir / "log_history.json", trainer.state.log_history)
+        # Without the clock, so that the same run leaves the same log.
+        history = [{k: v for k, v in entry.items() if k not in CLOCK} for entry in trainer.state.log_history]
+        write_json(fold_dir / "log_history.json", history)
         save_checkpoint(model, extractor, fold_dir / "checkpoint", recipe, text_encoder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
-    return extractor
+    return extractor, trainer.state.log_history[-1]["train_runtime"]
 
 
 def clip_limit_s(recipe: Recipe, extractor) -> float:
@@ -218,18 +264,24 @@ def save_checkpoint(model, extractor, folder: Path, recipe: Recipe, text_encoder
     partial.rename(folder)
 
 
-def report(run_dir: Path, recipe: Recipe, labels: list[str], num_folds: int):
+def report(run_dir: Path, recipe: Recipe, corpus, folds: list[Fold], num_skipped: int):
     """Writes `results.json` and `report.md` from the predictions, and prints the table."""
+    labels = corpus.features["label"].names
     results = summarise_run(run_dir, labels)
     write_json(run_dir / "results.json", results)
     table = results_table(results)
     done = [fold["fold"] for fold in results["folds"]]
     caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
-    protocol = (
-        f"Corpus: {recipe.corpus}{caveat}. Folds {', '.join(map(str, done))} of {num_folds}, no speaker on two sides; "
+    notes = [
+        f"Corpus: {recipe.corpus}{caveat}. Folds {', '.join(map(str, done))} of {len(folds)}, no speaker on two sides; "
         f"the last epoch is tested; no validation. Scores in per cent, of the {recipe.prediction_head} head unless "
         "marked."
-    )
+    ]
+    if num_skipped:
+        notes.append(f"{num_skipped} utterances whose audio cannot be used are left out, see skipped.csv.")
+    for fold in (fold for fold in folds if fold.number in done):
+        notes += gaps(corpus, fold)
+    protocol = " ".join(notes)
     confusion = results["pooled"]["confusion"]
     lines = [f"| true \\ predicted | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
     lines += [f"| {label} | {' | '.join(map(str, row))} |" for label, row in zip(labels, confusion)]

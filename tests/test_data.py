@@ -113,7 +113,7 @@ def test_litter_is_not_audio_and_folders_do_not_matter(tmp_path):
     soundfile.write(tmp_path / "wav" / "03a01Wa.wav", recording(0), RATE)
     (tmp_path / "wav" / "._03a01Wa.wav").write_bytes(b"resource fork")
     (tmp_path / "03a01Wa.txt").write_text("a label file")
-    assert load_corpus("emodb", tmp_path, allow_partial=True)["id"][:] == ["03a01Wa"]
+    assert load_corpus("emodb", tmp_path, labels=["anger"], allow_partial=True)["id"][:] == ["03a01Wa"]
     soundfile.write(tmp_path / "03a01Wa.flac", recording(0), RATE)
     with pytest.raises(ValueError, match="'03a01Wa' stands for several files"):
         load_corpus("emodb", tmp_path, allow_partial=True)

@@ -15,13 +15,15 @@ class LaSCLTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
 
     Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`,
-    `utterances_per_class`. `train_sampling_strategy` is `random` or `group_by_length`, both by
-    `lascl.data.UtteranceBatchSampler`: each utterance once an epoch, unless `utterances_per_class` balances the classes
-    of each batch. Defaults that differ from stock: `learning_rate` (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type`
-    (cosine), `warmup_steps` (0.1, a share of all steps), `weight_decay` (0.01), and, for convenience,
-    `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2), `report_to` (nothing),
-    `restore_callback_states_from_checkpoint` (so that logs go on where they stopped), `dataloader_pin_memory` (where there is a GPU) and `remove_unused_columns` (must stay false: batches are made from
+    `utterances_per_class`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the audio encoder),
+    `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps), `weight_decay`
+    (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2),
+    `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where they stopped),
+    `dataloader_pin_memory` (where there is a GPU) and `remove_unused_columns` (must stay false: batches are made from
     columns that no model takes).
+
+    `train_sampling_strategy` is `random` or `group_by_length`, both by `lascl.data.UtteranceBatchSampler`: each
+    utterance once an epoch, unless `utterances_per_class` balances the classes of every batch.
 
     `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
     not widen the contrastive batch: each micro-batch is compared with itself alone.
@@ -30,8 +32,8 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a sampling strategy that is not ours, label smoothing, several GPUs in one process, or several processes that do not know of each other
-            (torchrun on a CPU without `use_cpu`).
+            one, a sampling strategy that is not ours, label smoothing, several GPUs in one process, or several
+            processes that do not know of each other (torchrun on a CPU without `use_cpu`).
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Of everything but the audio encoder."})

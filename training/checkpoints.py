@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from accelerate import PartialState
@@ -29,12 +30,24 @@ class MarkWholeCheckpoints(TrainerCallback):
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint under `folder` whose files all have the sizes they were written with; `None` if there is
     none. What was cut off while being written, or later, is passed over."""
+    return next((str(path) for path in _newest_first(folder) if _is_whole(path)), None)
+
+
+def remove_damaged_checkpoints(folder: str | Path):
+    """Makes room, and keeps half a checkpoint from being completed with files of another attempt."""
+    for path in _newest_first(folder):
+        if not _is_whole(path):
+            shutil.rmtree(path)
+
+
+def _newest_first(folder) -> list[Path]:
     checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
-            if all((path / name).stat().st_size == size for name, size in sizes.items()):
-                return str(path)
-        except (OSError, ValueError):
-            continue
-    return None
+    return sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import datasets
@@ -16,7 +14,6 @@ from transformers import AutoFeatureExtractor
 
 from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.modeling_lascl import LaSCLForAudioClassification
-from lascl.training.run_directory import write_text
 
 
 def predict_fold(
@@ -63,13 +60,3 @@ def predict_fold(
     ]
     everyone = gather_object(keyed) if state.num_processes > 1 else keyed
     return [values for _, values in sorted(everyone, key=lambda pair: pair[0])]
-
-
-def write_predictions(path: str | Path, rows: list[dict]):
-    """Writes `predictions.csv`; probabilities with 9 significant digits, which is float32 exactly."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
-    write_text(path, text.getvalue())

@@ -22,7 +22,9 @@ DEFAULT_RECIPE = "quickstart"
 HELP = {
     "corpus": "csv (your own manifest), emodb or synthetic",
     "data_dir": "folder of the corpus, or the manifest of csv",
+    "labels": "those to keep, or corpus label -> word to learn, as JSON; by default all",
     "allow_partial": "go on although utterances of a known corpus are missing",
+    "on_bad_audio": "error, or skip: leave such files out and list them in skipped.csv",
     "corpus_options": "further options of the corpus, as JSON",
     "num_folds": "instead of the corpus's own folds",
     "folds": "all, or some such as 1,3",
@@ -83,7 +85,9 @@ class Recipe:
     """What is trained on what. How it is trained are the fields of `LaSCLTrainingArguments`, in `training`.
 
     Args:
-        corpus, data_dir, allow_partial: arguments of `lascl.data.load_corpus`.
+        corpus, data_dir, labels, allow_partial: arguments of `lascl.data.load_corpus`; `labels` as a list, as words
+            separated by commas or as a mapping (JSON, on the command line).
+        on_bad_audio: `error`, or `skip` to go on without files that cannot be used, listed in `RUN/skipped.csv`.
         corpus_options: its further arguments, as a mapping (JSON, on the command line).
         num_folds: of `lascl.data.make_folds`; by default the corpus's own folds.
         folds: `all`, or the numbers of some, separated by commas.
@@ -98,7 +102,9 @@ class Recipe:
 
     corpus: str = "synthetic"
     data_dir: str | None = None
+    labels: str | None = None
     allow_partial: bool = False
+    on_bad_audio: str = "error"
     corpus_options: str | None = None
     num_folds: int | None = None
     folds: str = "all"
@@ -121,10 +127,14 @@ class Recipe:
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        for name in ("corpus_options", "audio_encoder", "text_encoder"):
+        for name in ("corpus_options", "labels", "audio_encoder", "text_encoder"):
             value = getattr(self, name)
-            if isinstance(value, str) and value.lstrip().startswith("{"):
+            if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
                 setattr(self, name, yaml.safe_load(value))  # JSON on the command line is YAML too
+        if isinstance(self.labels, str):
+            self.labels = [label.strip() for label in self.labels.split(",")]
+        if self.on_bad_audio not in ("error", "skip"):
+            raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
         self.folds = str(self.folds).strip("[]")
         if self.freeze_feature_encoder is None:
             self.freeze_feature_encoder = not isinstance(self.audio_encoder, dict)

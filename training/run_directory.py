@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import hashlib
+import io
 import json
 import os
 import platform
@@ -32,6 +35,8 @@ def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> P
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output_dir {run_dir} cannot be written ({error.strerror}). Choose another.") from None
+    if not os.access(run_dir, os.W_OK):
+        raise ValueError(f"output_dir {run_dir} cannot be written (no permission). Choose another.")
     path = run_dir / "recipe.yaml"
     if path.is_file() and any(run_dir.glob("fold-*")):
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -104,9 +109,33 @@ def write_json(path: str | Path, content):
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_csv(path: str | Path, rows: list[dict]):
+    """Writes rows with equal keys, whole or absent; numbers with 9 significant digits, which is float32 exactly."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_text(path, text.getvalue())
+
+
 def write_text(path: str | Path, text: str):
     """Writes text so that the file is whole or absent, whenever the process dies."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # before the name points to it: a lost machine must not leave an empty file
     os.replace(temporary, path)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that a file could not be written for want of space, quota or allowed size.
+
+    Only Python's own files raise OSError; safetensors and torch have words of their own.
+    """
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    words = ("No space left on device", "quota exceeded", "File too large", "PytorchStreamWriter", "inline_container")
+    return any(word in str(error) for word in words)

@@ -10,7 +10,6 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
