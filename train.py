@@ -193,8 +193,10 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     trainer.train(resume_from_checkpoint=interrupted)
     if trainer.is_world_process_zero():
         fold_dir.mkdir(parents=True, exist_ok=True)
-        # Without the clock, so that the same run leaves the same log.
-        history = [{k: v for k, v in entry.items() if k not in CLOCK} for entry in trainer.state.log_history]
+        # Without the clock and sorted, so that the same run leaves the same log.
+        history = [
+            {name: entry[name] for name in sorted(entry) if name not in CLOCK} for entry in trainer.state.log_history
+        ]
         write_json(fold_dir / "log_history.json", history)
         save_checkpoint(model, extractor, fold_dir / "checkpoint", recipe, text_encoder)
     trainer.accelerator.wait_for_everyone()

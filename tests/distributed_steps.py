@@ -35,7 +35,7 @@ class RecordingDataset(SpeechDataset):
 
 
 def train(setting: dict, folder: Path) -> dict:
-    """Two epochs of two steps of eight utterances, two views each, then a prediction of ten others.
+    """Two epochs of two steps of (at most) eight utterances, two views each, then a prediction of ten others.
 
     Plain gradient descent without clipping: a wrong scale of any gradient shows in the weights, which AdamW hides, and
     parameters whose true gradient is zero do not amplify rounding, as they do in AdamW.
@@ -44,6 +44,7 @@ def train(setting: dict, folder: Path) -> dict:
         str(folder),
         global_batch_size=8,
         gradient_accumulation_steps=setting.get("accumulation", 1),
+        bucket_by_length="utterances" in setting,
         per_device_eval_batch_size=2,
         num_train_epochs=2,
         optim="sgd",
@@ -65,7 +66,7 @@ def train(setting: dict, folder: Path) -> dict:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     extractor = AutoFeatureExtractor.from_pretrained(setting["audio_encoder"])
     audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": 0.4}
-    dataset = RecordingDataset(corpus, range(16), augmentation="noise", num_views=2, **audio)
+    dataset = RecordingDataset(corpus, range(setting.get("utterances", 16)), augmentation="noise", num_views=2, **audio)
     trainer = LaSCLTrainer(model, args, train_dataset=dataset, data_collator=DoubleCollator(extractor))
     trainer.train()
     prediction = trainer.predict(SpeechDataset(corpus, range(16, 26), **audio))

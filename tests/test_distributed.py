@@ -52,6 +52,7 @@ def settings(audio_encoders, text_encoder, emodb_like):
     }
     settings = {name: {**common, "model": {"projection_dim": 8, **model}} for name, model in MODELS.items()}
     settings["accumulated"] = {**settings["cross entropy alone"], "accumulation": 2}
+    settings["uneven"] = {**settings["joint"], "utterances": 13}  # batches of 7 and 6
     return settings
 
 
@@ -76,7 +77,7 @@ def two_processes(settings, tmp_path_factory):
 
 def assert_trained_alike(run, reference):
     assert len(run["steps"]) == len(reference["steps"]) == 4
-    keys = ["loss", *({"contrastive", "divergence", "cross_entropy"} & reference["steps"][0].keys())]
+    keys = ["loss", "padding_share", *({"contrastive", "divergence", "cross_entropy"} & reference["steps"][0].keys())]
     for step, expected in zip(run["steps"], reference["steps"], strict=True):
         assert step.keys() == expected.keys()
         assert [step[key] for key in keys] == pytest.approx(
@@ -100,6 +101,17 @@ def test_two_processes_of_four_train_as_one_process_of_eight(one_process, two_pr
     assert {name.removeprefix("lascl.").split(".")[0] for name in moved} == TRAINED_PARTS[model]
 
 
+def test_batches_that_two_processes_cannot_halve_train_as_in_one_process(one_process, two_processes):
+    """Thirteen utterances: batches of seven, of which one process reads four and the other three, and of six."""
+    reference, runs = one_process["uneven"], two_processes["uneven"]
+    for run in runs:
+        assert_trained_alike(run, reference)
+    seen = [[[id for told, id in run["seen"] if told == epoch] for epoch in (0, 1)] for run in runs]
+    assert [[len(ids) for ids in epochs] for epochs in seen] == [[7, 7], [6, 6]]
+    for epoch in (0, 1):
+        assert len({*seen[0][epoch], *seen[1][epoch]}) == 13
+
+
 def test_accumulated_halves_train_as_the_whole_for_a_loss_per_sample_in_one_process_and_in_two(
     one_process, two_processes
 ):
@@ -116,7 +128,8 @@ def test_both_processes_end_with_the_same_weights_bit_by_bit(two_processes):
 
 
 def test_both_processes_are_told_the_epoch_and_share_its_utterances(one_process, two_processes):
-    for name, (first, second) in two_processes.items():
+    for name in {*two_processes} - {"uneven"}:
+        first, second = two_processes[name]
         assert [epoch for epoch, _ in first["seen"]] == [epoch for epoch, _ in second["seen"]] == [0] * 8 + [1] * 8
         assert len({*first["seen"], *second["seen"]}) == 32
         assert {*first["seen"], *second["seen"]} == set(one_process[name]["seen"])

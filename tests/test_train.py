@@ -156,10 +156,44 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(finished, command, tm
         (newest / "whole.json").unlink()
     assert Path(last_whole_checkpoint(newest.parent)).name == ("checkpoint-6" if damage == "none" else "checkpoint-4")
     main(run)
-    expected = finished / "fold-1"
-    assert (tmp_path / "fold-1" / "predictions.csv").read_text() == (expected / "predictions.csv").read_text()
-    weights = [folder / "checkpoint" / "model.safetensors" for folder in (tmp_path / "fold-1", expected)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert_same_fold(tmp_path / "fold-1", finished / "fold-1")
+
+
+def assert_same_fold(found: Path, expected: Path):
+    """Weights, predictions and log, byte for byte."""
+    for name in ("checkpoint/model.safetensors", "predictions.csv", "log_history.json"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--gradient_accumulation_steps", "2"),
+        ("--dataloader_num_workers", "2"),
+        ("--bucket_by_length", "true", "--utterances_per_class", "4", "--logging_strategy", "steps"),
+    ],
+    ids=["accumulation", "workers", "classes and lengths"],
+)
+def test_a_cut_off_run_goes_on_the_same_with(command, options, tmp_path, monkeypatch):
+    """From step 5 of an epoch's steps 5 to 8: the log's means are over steps before and after the interruption."""
+    whole_training_step = LaSCLTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 6 and self.state.epoch > 1.4:
+            raise Interrupted
+        return whole_training_step(self, *args, **kwargs)
+
+    run = [*command, *options, "--folds", "1", "--save_strategy", "steps", "--save_steps", "5", "--logging_steps", "3"]
+    main([*run, "--output_dir", str(tmp_path / "straight")])
+    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
+    with pytest.raises(Interrupted):
+        main([*run, "--output_dir", str(tmp_path / "cut")])
+    monkeypatch.undo()
+    main([*run, "--output_dir", str(tmp_path / "cut")])
+    assert_same_fold(tmp_path / "cut" / "fold-1", tmp_path / "straight" / "fold-1")
+    history = json.loads((tmp_path / "straight" / "fold-1" / "log_history.json").read_text())
+    assert history[-1]["step"] == 8 and history[-1]["train_loss"] > 0
+    assert all(0 < entry["padding_share"] < 1 for entry in history[:-1])
 
 
 @pytest.mark.parametrize("kind", ["audio", "text"])

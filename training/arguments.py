@@ -14,7 +14,7 @@ from transformers.training_args import ParallelMode
 class LaSCLTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
 
-    Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`,
+    Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`, `bucket_by_length`,
     `utterances_per_class`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the audio encoder),
     `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps), `weight_decay`
     (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2),
@@ -22,7 +22,7 @@ class LaSCLTrainingArguments(TrainingArguments):
     `dataloader_pin_memory` (where there is a GPU) and `remove_unused_columns` (must stay false: batches are made from
     columns that no model takes).
 
-    `train_sampling_strategy` is `random` or `group_by_length`, both by `lascl.data.UtteranceBatchSampler`: each
+    Batches come from `lascl.data.UtteranceBatchSampler` instead of a `train_sampling_strategy` of stock's: each
     utterance once an epoch, unless `utterances_per_class` balances the classes of every batch.
 
     `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
@@ -32,7 +32,7 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a sampling strategy that is not ours, label smoothing, several GPUs in one process, or several
+            one, a `train_sampling_strategy`, label smoothing, several GPUs in one process, or several
             processes that do not know of each other (torchrun on a CPU without `use_cpu`).
     """
 
@@ -42,6 +42,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     augmentation: str = field(default="mixed", metadata={"help": "See lascl.data.augmentation.AUGMENTATIONS."})
     global_batch_size: int = field(
         default=32, metadata={"help": "Utterances an optimiser step, whatever the number of processes."}
+    )
+    bucket_by_length: bool = field(
+        default=False, metadata={"help": "Utterances of like length share a batch: less padding."}
     )
     utterances_per_class: int | None = field(
         default=None, metadata={"help": "So many of each class in a batch; by default as they come."}
@@ -86,9 +89,10 @@ class LaSCLTrainingArguments(TrainingArguments):
                 f"{self.per_device_train_batch_size}. Set global_batch_size."
             )
         self.per_device_train_batch_size = derived
-        if self.train_sampling_strategy not in ("random", "group_by_length"):
+        if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"train_sampling_strategy must be random or group_by_length; found {self.train_sampling_strategy!r}."
+                f"train_sampling_strategy {self.train_sampling_strategy!r} is not used; set bucket_by_length or "
+                "utterances_per_class."
             )
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is not part of the joint loss; leave it at 0.")

@@ -48,6 +48,7 @@ HELP = {
 # Training fields that a run directory always records, beside those a recipe sets.
 RECORDED = (
     "augmentation",
+    "bucket_by_length",
     "encoder_learning_rate",
     "global_batch_size",
     "learning_rate",
@@ -55,7 +56,6 @@ RECORDED = (
     "num_train_epochs",
     "num_views",
     "seed",
-    "train_sampling_strategy",
     "utterances_per_class",
     "warmup_steps",
     "weight_decay",

@@ -26,7 +26,7 @@ class LaSCLTrainer(Trainer):
     does not change, the epoch told to the training data set (if it has `set_epoch`), and WA, UA and macro-F1 of both
     heads from `evaluate()`. Takes the arguments of `Trainer` but `compute_loss_func`; `args` is a
     `LaSCLTrainingArguments`. A training data set with `ids` is read in an order that follows from them;
-    `group_by_length` needs its `durations_s`, `utterances_per_class` its `labels` (`SpeechDataset` has all three).
+    `bucket_by_length` needs its `durations_s`, `utterances_per_class` its `labels` (`SpeechDataset` has all three).
 
     Raises:
         ValueError: `compute_loss_func` is given.
@@ -52,7 +52,7 @@ class LaSCLTrainer(Trainer):
             getattr(dataset, "ids", range(len(dataset))),
             global_batch_size=args.global_batch_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
-            durations_s=dataset.durations_s if args.train_sampling_strategy == "group_by_length" else None,
+            durations_s=dataset.durations_s if args.bucket_by_length else None,
             labels=dataset.labels if args.utterances_per_class is not None else None,
             utterances_per_class=args.utterances_per_class,
             num_processes=self.accelerator.num_processes,
@@ -208,6 +208,11 @@ class RunningMeans(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Stock logs an epoch after its last step was saved: resumed from there, the epoch would have no entry.
+        if args.logging_strategy == "epoch" and state.epoch == int(state.epoch):
+            control.should_log = True
 
     def add(self, terms: dict[str, torch.Tensor], padding: torch.Tensor, size: torch.Tensor):
         """A batch: its loss and terms, and how many of its `size` samples or frames were padding (all 0-dim)."""
