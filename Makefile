@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint readme clean
+.PHONY: demo test proofs lint readme clean
 
 # Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
 demo: .venv/installed
@@ -11,6 +11,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# Kills the demo again and again; about half an hour.
+proofs: .venv/installed
+	$(BIN)/python -m pytest -m proof
 
 lint: .venv/installed
 	$(BIN)/ruff check .
