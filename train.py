@@ -21,8 +21,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
-from lascl.data import Fold, SpeechCollator, SpeechDataset
+from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, make_folds
+from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
 from lascl.encoders_lascl import build_audio_encoder
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
@@ -31,6 +31,7 @@ from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import Recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
+from lascl.training.trainer import build_batch_sampler
 
 
 CARD = Path(__file__).resolve().parent / "model_card.md"
@@ -46,11 +47,12 @@ def main(argv: list[str] | None = None):
     logging.disable_progress_bar()  # of loading weights; training keeps its own
     try:
         recipe, run_dir = parse_recipe(sys.argv[1:] if argv is None else argv)
-        recipe.training_arguments(run_dir)  # forms the process group, and refuses what cannot work
+        args = recipe.training_arguments(run_dir)  # forms the process group, and refuses what cannot work
         with PartialState().main_process_first():
             corpus, skipped = read_corpus(recipe)
             folds = make_folds(corpus, recipe.num_folds)
-            recipe.fold_numbers(len(folds))
+            for number in recipe.fold_numbers(len(folds)):
+                build_batch_sampler(training_data(recipe, corpus, folds[number - 1], args), args)  # or refuses
             if PartialState().is_main_process:
                 open_run(run_dir, recipe, corpus)
                 if skipped:
@@ -171,15 +173,7 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     trainer = LaSCLTrainer(
         model,
         args,
-        train_dataset=SpeechDataset(
-            corpus,
-            fold.train,
-            sampling_rate=extractor.sampling_rate,
-            max_duration_s=limit_s,
-            augmentation=args.augmentation,
-            num_views=args.num_views,
-            seed=args.seed,
-        ),
+        train_dataset=training_data(recipe, corpus, fold, args, extractor),
         data_collator=SpeechCollator(extractor),
         processing_class=extractor,
     )
@@ -202,6 +196,19 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     return extractor, trainer.state.log_history[-1]["train_runtime"]
+
+
+def training_data(recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, extractor=None) -> SpeechDataset:
+    """The fold's utterances and their views; without the extractor good for planning alone."""
+    return SpeechDataset(
+        corpus,
+        fold.train,
+        sampling_rate=getattr(extractor, "sampling_rate", SAMPLING_RATE),
+        max_duration_s=clip_limit_s(recipe, extractor),
+        augmentation=args.augmentation,
+        num_views=args.num_views,
+        seed=args.seed,
+    )
 
 
 def clip_limit_s(recipe: Recipe, extractor) -> float:

@@ -51,12 +51,12 @@ def read_audio(
         raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
     if cut_off:
         raise ValueError(f"{path}: is cut off: it holds less audio than its header says. Copy it again, or remove it.")
-    if samples.size == 0:
-        raise ValueError(f"{path}: holds no audio samples. Remove it from the corpus.")
     if not np.isfinite(samples).all():
         raise ValueError(f"{path}: holds NaN or infinite samples. Repair it or remove it from the corpus.")
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate)
+    if samples.size == 0:  # or less than one at the new rate
+        raise ValueError(f"{path}: holds no audio samples. Remove it from the corpus.")
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 from tqdm.auto import tqdm
 
-from lascl.data.audio import audio_header, read_audio
+from lascl.data.audio import SAMPLING_RATE, audio_header, read_audio
 
 
 def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, float | str]:
@@ -68,6 +68,9 @@ def _decode(path: str) -> float | str:
         return f"{path}: is a folder, not an audio file."
     try:
         rate = audio_header(path).samplerate
-        return len(read_audio(path, sampling_rate=rate)) / rate
+        duration_s = len(read_audio(path, sampling_rate=rate)) / rate
+        if duration_s * SAMPLING_RATE < 1:
+            read_audio(path)  # says what is wrong if nothing is left after resampling
+        return duration_s
     except (ValueError, OSError) as error:
         return str(error)

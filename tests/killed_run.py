@@ -1,4 +1,4 @@
-"""`train.py`, killed (SIGKILL) after a step: `killed_run.py FOLD STEP RANK [arguments of train.py]`. See test_proofs.py."""
+"""`train.py`, killed (SIGKILL) after a step: `killed_run.py FOLD STEP RANK [arguments]`. See test_proofs.py."""
 
 import os
 import signal

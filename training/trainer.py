@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 from lascl.data import UtteranceBatchSampler
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
+from lascl.training.arguments import LaSCLTrainingArguments
 
 
 class LaSCLTrainer(Trainer):
@@ -47,21 +48,10 @@ class LaSCLTrainer(Trainer):
         utterances to fill the last batch, is not needed."""
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
-        args, dataset = self.args, self.train_dataset
-        sampler = UtteranceBatchSampler(
-            getattr(dataset, "ids", range(len(dataset))),
-            global_batch_size=args.global_batch_size,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            durations_s=dataset.durations_s if args.bucket_by_length else None,
-            labels=dataset.labels if args.utterances_per_class is not None else None,
-            utterances_per_class=args.utterances_per_class,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-            accumulation_steps=args.gradient_accumulation_steps,
-        )
+        args = self.args
         return torch.utils.data.DataLoader(
-            dataset,
-            batch_sampler=sampler,
+            self.train_dataset,
+            batch_sampler=build_batch_sampler(self.train_dataset, args),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -169,6 +159,21 @@ class LaSCLTrainer(Trainer):
                 **optimizer_kwargs,
             )
         return self.optimizer
+
+
+def build_batch_sampler(dataset, args: LaSCLTrainingArguments) -> UtteranceBatchSampler:
+    """This process's share of the batches that `args` ask for; raises as `UtteranceBatchSampler` does."""
+    return UtteranceBatchSampler(
+        getattr(dataset, "ids", range(len(dataset))),
+        global_batch_size=args.global_batch_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        durations_s=dataset.durations_s if args.bucket_by_length else None,
+        labels=dataset.labels if args.utterances_per_class is not None else None,
+        utterances_per_class=args.utterances_per_class,
+        num_processes=args.world_size,
+        process_index=args.process_index,
+        accumulation_steps=args.gradient_accumulation_steps,
+    )
 
 
 def score_both_heads(prediction) -> dict[str, float]:
