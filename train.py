@@ -90,10 +90,10 @@ def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]
         skipped=skipped,
         **(recipe.corpus_options or {}),
     )
-    labels, occurring = corpus.features["label"].names, Counter(corpus["label"])
+    labels, occurring = corpus.features["label"].names, Counter(corpus["label"][:])
     counts = ", ".join(f"{label} {occurring[index]}" for index, label in enumerate(labels))
     PartialState().print(
-        f"{recipe.corpus}: {len(corpus)} utterances, {len(set(corpus['speaker']))} speakers; {counts}."
+        f"{recipe.corpus}: {len(corpus)} utterances, {len(set(corpus['speaker'][:]))} speakers; {counts}."
     )
     return corpus, [{"id": id, "reason": reason} for id, reason in skipped or []]
 
@@ -109,7 +109,7 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
             continue
         process.print(
             f"Fold {fold.number} of {len(folds)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test, "
-            f"speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'])))} held out.",
+            f"speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'][:])))} held out.",
             *gaps(corpus, fold),
         )
         extractor, runtime_s = train_fold(recipe, corpus, fold, fold_dir, *encoders)
@@ -133,7 +133,7 @@ def gaps(corpus, fold: Fold) -> list[str]:
     """A sentence for each side of a fold on which labels do not occur: they cannot be learned there, or not scored."""
     sentences = []
     for side, rows in (("to train on", fold.train), ("to test", fold.test)):
-        occurring = set(corpus.select(rows)["label"])
+        occurring = set(corpus.select(rows)["label"][:])
         absent = [label for index, label in enumerate(corpus.features["label"].names) if index not in occurring]
         if absent:
             sentences.append(f"Fold {fold.number} has no {', '.join(absent)} {side}.")
@@ -149,7 +149,7 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
     # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
-    longest_s = max(corpus.select(fold.train)["duration_s"])
+    longest_s = max(corpus.select(fold.train)["duration_s"][:])
     window_s = math.ceil(min(longest_s, recipe.max_duration_s))
 
     set_seed(args.seed)  # of the projections and the classifier, which are new
@@ -167,7 +167,7 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     if "input_features" in extractor.model_input_names:
         extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
     limit_s = clip_limit_s(recipe, extractor)
-    cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"])
+    cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"][:])
     if cut:
         PartialState().print(f"{cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
     trainer = LaSCLTrainer(

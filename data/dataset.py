@@ -50,10 +50,10 @@ class SpeechDataset(torch.utils.data.Dataset):
     ):
         if num_views < 1:
             raise ValueError(f"num_views must be at least 1; found {num_views}.")
-        subset = corpus.select(rows)
-        # Plain lists: reading one row of an Arrow table costs more than reading a list.
-        self.ids, self.paths, self.labels = list(subset["id"]), list(subset["audio"]), list(subset["label"])
-        self.durations_s = [min(duration_s, max_duration_s) for duration_s in subset["duration_s"]]
+        # Plain lists, and a column at once: one row of an Arrow table costs more than a thousand of a list.
+        columns = {name: corpus[name][:] for name in ("id", "audio", "label", "duration_s")}
+        self.ids, self.paths, self.labels, durations_s = ([column[row] for row in rows] for column in columns.values())
+        self.durations_s = [min(duration_s, max_duration_s) for duration_s in durations_s]
         self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, max_duration_s, seed
         self.num_views = 1 if augmentation == "none" else num_views
         self.augmentation = build_augmentation(augmentation, sampling_rate)

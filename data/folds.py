@@ -20,7 +20,7 @@ class Fold:
 
     def check_speakers(self, corpus: datasets.Dataset):
         """Raises ValueError if a speaker is on both sides, or a side is empty: such a score means nothing."""
-        speakers = list(corpus["speaker"])
+        speakers = corpus["speaker"][:]
         shared = {speakers[row] for row in self.train} & {speakers[row] for row in self.test}
         if shared:
             raise ValueError(
@@ -55,11 +55,11 @@ def make_folds(corpus: datasets.Dataset, num_folds: int | None = None, *, seed: 
             two sides.
     """
     if num_folds is None and "fold" in corpus.column_names:
-        names = list(corpus["fold"])
-    elif num_folds is None and None not in corpus["session"]:
-        names = list(corpus["session"])
+        names = corpus["fold"][:]
+    elif num_folds is None and None not in corpus["session"][:]:
+        names = corpus["session"][:]
     else:
-        num_speakers = len(set(corpus["speaker"]))
+        num_speakers = len(set(corpus["speaker"][:]))
         names = _group_speakers(corpus, min(5, num_speakers) if num_folds is None else num_folds, seed)
     if len(set(names)) < 2:
         raise ValueError(f"Cross-validation needs two folds at least; all utterances are in fold {names[0]!r}.")
@@ -80,7 +80,7 @@ def make_folds(corpus: datasets.Dataset, num_folds: int | None = None, *, seed: 
 
 def _group_speakers(corpus, num_folds: int, seed: int) -> list[int]:
     """The fold of each row, 0 to `num_folds` - 1."""
-    speakers, labels = np.array(corpus["speaker"]), np.array(corpus["label"])
+    speakers, labels = np.array(corpus["speaker"][:]), np.array(corpus["label"][:])
     num_speakers = len(set(speakers.tolist()))
     if not 2 <= num_folds <= num_speakers:
         raise ValueError(f"num_folds must lie between 2 and the number of speakers, {num_speakers}; found {num_folds}.")
@@ -88,7 +88,7 @@ def _group_speakers(corpus, num_folds: int, seed: int) -> list[int]:
         runs = np.array_split(sorted(set(speakers.tolist())), num_folds)
         return [next(number for number, run in enumerate(runs) if speaker in run) for speaker in speakers]
     # Sorted, because the splitter numbers speakers as they appear.
-    rows = np.lexsort((np.array(corpus["id"]), speakers))
+    rows = np.lexsort((np.array(corpus["id"][:]), speakers))
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     names = np.zeros(len(rows), dtype=int)
     with warnings.catch_warnings():

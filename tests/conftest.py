@@ -123,6 +123,19 @@ def shared() -> Path:
     return folder
 
 
+def as_own_corpus(corpus, folds, folder: Path) -> Path:
+    """A manifest in `folder` over the files of a corpus, with its folds as a column; rows in another order."""
+    fold_of = {row: fold.number for fold in folds for row in fold.test}
+    names = corpus.features["label"].names
+    with open(folder / "manifest.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["fold", "path", "speaker", "label", "id"])
+        for row in reversed(range(len(corpus))):
+            entry = corpus[row]
+            writer.writerow([fold_of[row], entry["audio"], entry["speaker"], names[entry["label"]], entry["id"]])
+    return folder
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

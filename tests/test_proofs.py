@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import as_own_corpus
+
+from lascl import load_corpus, make_folds
+from lascl.train import main
 
 
 pytestmark = pytest.mark.proof
@@ -81,3 +85,17 @@ def test_a_demo_killed_at_random_times_ends_as_the_undisturbed_one(undisturbed, 
     assert demo(run_dir, num_processes) == 0
     for name in FILES:
         assert (run_dir / name).read_bytes() == (undisturbed / str(num_processes) / name).read_bytes(), name
+
+
+def test_emodb_as_one_s_own_corpus_gives_the_same_predictions(shared, tmp_path):
+    """One fold, one epoch, real speech and real weights."""
+    corpus = load_corpus("emodb", shared / "corpora" / "emodb")
+    manifest = as_own_corpus(corpus, make_folds(corpus), tmp_path)
+    encoders = shared / "encoders"
+    common = ["--num_train_epochs", "1", "--folds", "1", "--audio_encoder", str(encoders / "whisper-tiny.en")]
+    common += ["--text_encoder", str(encoders / "all-MiniLM-L6-v2"), "--disable_tqdm", "true"]
+    for name, data_dir in (("emodb", shared / "corpora" / "emodb"), ("csv", manifest)):
+        main([name, "--data_dir", str(data_dir), "--output_dir", str(tmp_path / name), *common])
+    for name in ("predictions.csv", "log_history.json", "checkpoint/model.safetensors"):
+        found, expected = (tmp_path / corpus_name / "fold-1" / name for corpus_name in ("csv", "emodb"))
+        assert found.read_bytes() == expected.read_bytes(), name

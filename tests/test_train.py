@@ -7,9 +7,9 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import LABELS, read_csv
+from conftest import LABELS, as_own_corpus, read_csv
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainer
+from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
 from lascl.train import main
 from lascl.training.checkpoints import last_whole_checkpoint
 from lascl.training.recipe import RECIPES
@@ -102,6 +102,15 @@ def test_the_same_command_again_keeps_what_is_complete_and_adds_folds(finished, 
     assert (finished / "fold-1" / "checkpoint" / "model.safetensors").stat().st_mtime_ns == before
     printed = capsys.readouterr().out
     assert "Fold 1: complete, kept." in printed and "| pooled | 28 |" in printed
+
+
+def test_the_same_files_as_one_s_own_corpus_give_the_same_fold(finished, command, emodb_like, tmp_path):
+    corpus = load_corpus("emodb", emodb_like, allow_partial=True)
+    folder = as_own_corpus(corpus, make_folds(corpus), tmp_path)
+    own = ["csv", "--data_dir", str(folder), *command[5:]]
+    assert own[3] == "--audio_encoder"
+    main([*own, "--folds", "3", "--output_dir", str(tmp_path / "run")])
+    assert_same_fold(tmp_path / "run" / "fold-3", finished / "fold-3")
 
 
 def test_the_same_seed_gives_the_same_predictions(finished, command, tmp_path):

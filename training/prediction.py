@@ -53,7 +53,7 @@ def predict_fold(
                     **{f"probability_classifier_{name}": float(p) for name, p in zip(labels, by_classifier[row])},
                 }
             )
-    speakers = list(corpus["speaker"])
+    speakers = corpus["speaker"][:]
     keyed = [
         (row, {"id": id, "speaker": speakers[row], **values})
         for row, id, values in zip(rows, dataset.ids, predicted, strict=True)

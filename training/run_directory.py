@@ -70,7 +70,7 @@ def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> P
 def corpus_fingerprint(corpus: datasets.Dataset) -> str:
     """A hash of what decides folds and scores: each row's id, label, speaker, session and fold; not where files lie."""
     columns = [name for name in ("id", "label", "speaker", "session", "fold") if name in corpus.column_names]
-    content = [corpus.features["label"].names, *(list(corpus[name]) for name in columns)]
+    content = [corpus.features["label"].names, *(corpus[name][:] for name in columns)]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
