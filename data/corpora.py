@@ -26,6 +26,8 @@ EMODB_LABELS = {
     "T": "sadness",
 }
 EMODB_COUNTS = {"W": 127, "L": 81, "E": 46, "A": 69, "F": 71, "N": 79, "T": 62}
+# Of the columns that only some corpora have.
+_COLUMN_TYPES = {str: "string", float: "float64", bool: "bool", int: "int64"}
 # Speaker, text, emotion, version: 03a01Fa.
 EMODB_NAME = re.compile(r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFNT])[a-z]")
 
@@ -59,7 +61,7 @@ def load_corpus(
     Returns:
         A `datasets.Dataset` with the columns `id` (str, unique), `audio` (str, absolute path), `label` (`ClassLabel`,
         its names in alphabetical order), `speaker` (str), `session` (str or None) and `duration_s` (float, seconds);
-        and `fold` (str) where the manifest has it.
+        and what else the corpus tells: `fold` (str) where the manifest has it.
 
     Raises:
         ValueError: an unknown name or option, a missing `data_dir`, counts that are not those of a right copy, a
@@ -79,7 +81,7 @@ def load_corpus(
     if repeated:
         raise ValueError(f"{name}: the id {repeated[0]!r} stands for several files. Keep one copy of each utterance.")
     rows, words = _choose_labels(name, rows, known, labels)
-    rows = _measure(rows, skipped)
+    rows = sorted(_measure(rows, skipped), key=lambda row: row["id"])
     folded = Counter(word.casefold() for word in words)
     alike = sorted(word for word in words if folded[word.casefold()] > 1)
     if alike:
@@ -100,11 +102,13 @@ def load_corpus(
             "duration_s": datasets.Value("float64"),
         }
     )
-    if "fold" in rows[0]:
-        features["fold"] = datasets.Value("string")
-    corpus = datasets.Dataset.from_list(sorted(rows, key=lambda row: row["id"]), features=features)
+    for column in dict.fromkeys(column for row in rows for column in row if column not in features):
+        kind = next((type(row[column]) for row in rows if row.get(column) is not None), str)
+        features[column] = datasets.Value(_COLUMN_TYPES[kind])
+    table = {column: [row.get(column) for row in rows] for column in features}
+    corpus = datasets.Dataset.from_dict(table, features=features)
     corpus.info.dataset_name = name  # `make_folds` knows the usual folds of some
-    return corpus.select_columns(list(features))
+    return corpus
 
 
 def _choose_labels(name: str, rows: list[dict], known: Iterable[str], labels) -> tuple[list[dict], set[str]]:

@@ -87,14 +87,15 @@ def environment() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of this package's own checkout, with `-dirty` if tracked files differ; `None` outside git."""
+    """The commit of this package's own checkout, with `-dirty` if tracked files other than results differ; `None`
+    outside git."""
     root = Path(__file__).resolve().parent.parent
     try:
         top = _git(root, "rev-parse", "--show-toplevel")
         if Path(top) != root:
             return None
         commit = _git(root, "rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+        return f"{commit}-dirty" if _git(root, "status", "--porcelain", "-uno", "--", ".", ":!results") else commit
     except (OSError, subprocess.CalledProcessError):
         return None
 
