@@ -35,7 +35,8 @@ from lascl.training.trainer import build_batch_sampler
 
 
 CARD = Path(__file__).resolve().parent / "model_card.md"
-CLOCK = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+# What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
+NOT_LOGGED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
 
 
 def main(argv: list[str] | None = None):
@@ -187,9 +188,10 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     trainer.train(resume_from_checkpoint=interrupted)
     if trainer.is_world_process_zero():
         fold_dir.mkdir(parents=True, exist_ok=True)
-        # Without the clock and sorted, so that the same run leaves the same log.
+        # Sorted, as what comes out of an intermediate checkpoint is: the same run leaves the same log.
         history = [
-            {name: entry[name] for name in sorted(entry) if name not in CLOCK} for entry in trainer.state.log_history
+            {name: entry[name] for name in sorted(entry) if name not in NOT_LOGGED}
+            for entry in trainer.state.log_history
         ]
         write_json(fold_dir / "log_history.json", history)
         save_checkpoint(model, extractor, fold_dir / "checkpoint", recipe, text_encoder)
