@@ -2,12 +2,13 @@
 
 Reads like section 3.2 of the paper. Everything lands in the run directory (`output_dir`):
 
-    recipe.yaml environment.json results.json report.md
-    fold-K/ checkpoint/ predictions.csv metrics.json log_history.json
+    recipe.yaml environment.json protocol.json results.json report.html report.md figures/
+    fold-K/ checkpoint/ predictions.csv embeddings.npz metrics.json log_history.json
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
@@ -26,17 +27,18 @@ from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
 from lascl.encoders_lascl import build_audio_encoder
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
+from lascl.report import write_report
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import Recipe, parse_recipe
-from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
+from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
 from lascl.training.trainer import build_batch_sampler
 
 
 CARD = Path(__file__).resolve().parent / "model_card.md"
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
-NOT_LOGGED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+NOT_LOGGED = ("_runtime", "_per_second", "total_flos")
 
 
 def main(argv: list[str] | None = None):
@@ -51,11 +53,14 @@ def main(argv: list[str] | None = None):
         args = recipe.training_arguments(run_dir)  # forms the process group, and refuses what cannot work
         with PartialState().main_process_first():
             corpus, skipped = read_corpus(recipe)
-            folds = make_folds(corpus, recipe.num_folds)
+            folds = make_folds(
+                corpus, recipe.num_folds, protocol=recipe.protocol, validation=recipe.validation, seed=args.seed
+            )
             for number in recipe.fold_numbers(len(folds)):
                 build_batch_sampler(training_data(recipe, corpus, folds[number - 1], args), args)  # or refuses
             if PartialState().is_main_process:
                 open_run(run_dir, recipe, corpus)
+                write_json(run_dir / "protocol.json", describe(recipe, corpus, folds, num_skipped=len(skipped)))
                 if skipped:
                     write_csv(run_dir / "skipped.csv", skipped)
             encoders = ready_encoders(recipe, run_dir)
@@ -65,7 +70,7 @@ def main(argv: list[str] | None = None):
     try:
         cross_validate(recipe, run_dir, corpus, folds, encoders)
         if PartialState().is_main_process:
-            report(run_dir, recipe, corpus, folds, num_skipped=len(skipped))
+            report(run_dir, labels=corpus.features["label"].names)
         PartialState().wait_for_everyone()
     except Exception as error:
         if not is_disk_full(error):
@@ -114,7 +119,7 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
             *gaps(corpus, fold),
         )
         extractor, runtime_s = train_fold(recipe, corpus, fold, fold_dir, *encoders)
-        rows = predict_fold(
+        rows, geometry = predict_fold(
             fold_dir / "checkpoint",
             corpus,
             fold,
@@ -123,17 +128,59 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
         )
         if process.is_main_process:
             write_csv(fold_dir / "predictions.csv", rows)
-            scores = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
+            write_arrays(fold_dir / "embeddings.npz", geometry)
+            scores = score_rows(read_predictions(fold_dir / "predictions.csv"), labels, recipe.prediction_head)
             run = {"fold": fold.number, "commit": environment()["commit"], "train_runtime_s": runtime_s}
             write_json(fold_dir / "metrics.json", {**run, **scores})  # last: it marks the fold as complete
             shutil.rmtree(fold_dir / "trainer", ignore_errors=True)
         process.wait_for_everyone()
 
 
+def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dict:
+    """What a reader of the scores must know: `protocol.json`."""
+    columns = {name: corpus[name][:] for name in corpus.column_names if name != "label"}
+    caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
+    selection = "the last epoch is tested" if recipe.selection == "last" else "the epoch best in validation is tested"
+    validation = "no validation" if recipe.validation == "none" else f"validation by {recipe.validation}"
+    notes = [
+        f"Corpus: {recipe.corpus}{caveat}. No speaker is on two sides of a fold; {selection}; {validation}. Scores are "
+        f"of the {recipe.prediction_head} head unless marked."
+    ]
+    if num_skipped:
+        notes.append(f"{num_skipped} utterances whose audio cannot be used are left out, see skipped.csv.")
+    notes += [sentence for fold in folds for sentence in gaps(corpus, fold)]
+    tested = [(fold, row) for fold in folds for row in fold.test]
+    description = {
+        "corpus": recipe.corpus,
+        "num_folds": len(folds),
+        "folds": [
+            {
+                "fold": fold.number,
+                **{side: len(getattr(fold, side)) for side in ("train", "validation", "test")},
+                "test_speakers": sorted({columns["speaker"][row] for row in fold.test}),
+                "validation_speakers": sorted({columns["speaker"][row] for row in fold.validation}),
+            }
+            for fold in folds
+        ],
+    }
+    if "text_id" in columns:
+        texts = columns["text_id"]
+        heard = {fold.number: {texts[row] for row in fold.train} for fold in folds}
+        known = [texts[row] in heard[fold.number] for fold, row in tested if texts[row] is not None]
+        if known:
+            description["share_of_test_texts_in_training"] = sum(known) / len(known)
+            scripted = "scripted test utterances" if "improvised" in columns else "test utterances"
+            notes.append(f"The text of {sum(known) / len(known):.0%} of the {scripted} is also spoken in training.")
+    if "improvised" in columns:
+        description["improvised_ids"] = sorted(columns["id"][row] for _, row in tested if columns["improvised"][row])
+    return {**description, "notes": notes}
+
+
 def gaps(corpus, fold: Fold) -> list[str]:
     """A sentence for each side of a fold on which labels do not occur: they cannot be learned there, or not scored."""
     sentences = []
-    for side, rows in (("to train on", fold.train), ("to test", fold.test)):
+    sides = {"to train on": fold.train, "to test": fold.test, "to validate on": fold.validation}
+    for side, rows in ((side, rows) for side, rows in sides.items() if rows):
         occurring = set(corpus.select(rows)["label"][:])
         absent = [label for index, label in enumerate(corpus.features["label"].names) if index not in occurring]
         if absent:
@@ -171,9 +218,13 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"][:])
     if cut:
         PartialState().print(f"{cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
+    # The test's scores of every epoch are logged, since the field publishes them; nothing reads them.
+    heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": limit_s}
+    watched = {"validation": fold.validation, "test": fold.test}
     trainer = LaSCLTrainer(
         model,
         args,
+        eval_dataset={name: SpeechDataset(corpus, rows, **heard) for name, rows in watched.items() if rows},
         train_dataset=training_data(recipe, corpus, fold, args, extractor),
         data_collator=SpeechCollator(extractor),
         processing_class=extractor,
@@ -188,16 +239,20 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     trainer.train(resume_from_checkpoint=interrupted)
     if trainer.is_world_process_zero():
         fold_dir.mkdir(parents=True, exist_ok=True)
-        # Sorted, as what comes out of an intermediate checkpoint is: the same run leaves the same log.
-        history = [
-            {name: entry[name] for name in sorted(entry) if name not in NOT_LOGGED}
-            for entry in trainer.state.log_history
-        ]
-        write_json(fold_dir / "log_history.json", history)
+        write_json(fold_dir / "log_history.json", merge_log(trainer.state.log_history))
         save_checkpoint(model, extractor, fold_dir / "checkpoint", recipe, text_encoder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     return extractor, trainer.state.log_history[-1]["train_runtime"]
+
+
+def merge_log(entries: list[dict]) -> list[dict]:
+    """One entry a logged step, sorted by name: what comes out of an intermediate checkpoint is sorted too."""
+    steps = {}
+    for entry in entries:
+        kept = {name.removeprefix("eval_"): value for name, value in entry.items() if not name.endswith(NOT_LOGGED)}
+        steps[entry["step"]] = {**steps.get(entry["step"], {}), **kept}
+    return [dict(sorted(steps[step].items())) for step in sorted(steps)]
 
 
 def training_data(recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, extractor=None) -> SpeechDataset:
@@ -275,29 +330,13 @@ def save_checkpoint(model, extractor, folder: Path, recipe: Recipe, text_encoder
     partial.rename(folder)
 
 
-def report(run_dir: Path, recipe: Recipe, corpus, folds: list[Fold], num_skipped: int):
-    """Writes `results.json` and `report.md` from the predictions, and prints the table."""
-    labels = corpus.features["label"].names
+def report(run_dir: Path, labels: list[str]):
+    """Writes `results.json`, the report and its figures from the run's files, and prints the table."""
     results = summarise_run(run_dir, labels)
     write_json(run_dir / "results.json", results)
-    table = results_table(results)
-    done = [fold["fold"] for fold in results["folds"]]
-    caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
-    notes = [
-        f"Corpus: {recipe.corpus}{caveat}. Folds {', '.join(map(str, done))} of {len(folds)}, no speaker on two sides; "
-        f"the last epoch is tested; no validation. Scores in per cent, of the {recipe.prediction_head} head unless "
-        "marked."
-    ]
-    if num_skipped:
-        notes.append(f"{num_skipped} utterances whose audio cannot be used are left out, see skipped.csv.")
-    for fold in (fold for fold in folds if fold.number in done):
-        notes += gaps(corpus, fold)
-    protocol = " ".join(notes)
-    confusion = results["pooled"]["confusion"]
-    lines = [f"| true \\ predicted | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
-    lines += [f"| {label} | {' | '.join(map(str, row))} |" for label, row in zip(labels, confusion)]
-    write_text(run_dir / "report.md", "\n\n".join([f"# {run_dir.name}", protocol, table, "\n".join(lines)]) + "\n")
-    print(f"\n{protocol}\n\n{table}\n\n{run_dir}: results.json, report.md, fold-*/checkpoint")
+    write_report(run_dir)
+    notes = json.loads((run_dir / "protocol.json").read_text(encoding="utf-8"))["notes"]
+    print(f"\n{' '.join(notes)}\n\n{results_table(results)}\n\n{run_dir}: report.html, results.json, fold-*/checkpoint")
 
 
 if __name__ == "__main__":

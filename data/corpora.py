@@ -5,31 +5,21 @@ from __future__ import annotations
 import csv
 import difflib
 import inspect
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
 
 from lascl.data.checked_audio import check_audio
+from lascl.data.iemocap import read_iemocap
+from lascl.data.public_corpora import PUBLIC_CORPORA, read_public
 from lascl.data.synthetic import SYNTHETIC_LABELS, generate_synthetic_corpus
 
 
-EMODB_LABELS = {
-    "W": "anger",
-    "L": "boredom",
-    "E": "disgust",
-    "A": "fear",
-    "F": "happiness",
-    "N": "neutral",
-    "T": "sadness",
-}
-EMODB_COUNTS = {"W": 127, "L": 81, "E": 46, "A": 69, "F": 71, "N": 79, "T": 62}
 # Of the columns that only some corpora have.
 _COLUMN_TYPES = {str: "string", float: "float64", bool: "bool", int: "int64"}
-# Speaker, text, emotion, version: 03a01Fa.
-EMODB_NAME = re.compile(r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFNT])[a-z]")
 
 
 def load_corpus(
@@ -196,41 +186,6 @@ def _manifest_rows(manifest: Path) -> Iterator[tuple[int, dict[str, str]]]:
             yield reader.line_num, {column: row[column].strip() for column in used}
 
 
-def _read_emodb(data_dir, *, allow_partial):
-    if data_dir is None:
-        raise ValueError("emodb needs data_dir: the folder that holds files such as 03a01Fa.wav.")
-    root = Path(data_dir).resolve()
-    if not root.is_dir():
-        raise FileNotFoundError(f"emodb: the folder {root} does not exist.")
-    rows, counts = [], Counter()
-    for path in sorted(root.rglob("*")):
-        match = EMODB_NAME.fullmatch(path.stem)
-        if match and path.suffix.lower() in (".wav", ".flac"):
-            counts[match["emotion"]] += 1
-            rows.append(
-                {
-                    "id": path.stem,
-                    "audio": str(path),
-                    "label": EMODB_LABELS[match["emotion"]],
-                    "speaker": match["speaker"],
-                    "session": None,
-                }
-            )
-    if not rows:
-        raise ValueError(f"emodb: {root} holds no file named like 03a01Fa.wav.")
-    wrong = [
-        f"{EMODB_LABELS[emotion]} {counts[emotion]} instead of {expected}"
-        for emotion, expected in EMODB_COUNTS.items()
-        if counts[emotion] != expected
-    ]
-    if wrong and not allow_partial:
-        raise ValueError(
-            f"emodb: a whole copy has 535 utterances; {root} has {len(rows)} ({'; '.join(wrong)}). Complete it, or "
-            "go on with allow_partial."
-        )
-    return rows, EMODB_LABELS.values()
-
-
 def _read_synthetic(data_dir, *, allow_partial, num_speakers=10, utterances_per_speaker=48, seed=0):
     if data_dir is None:
         # One folder for each choice, so that a small corpus for a test does not replace the demo's.
@@ -254,4 +209,9 @@ def _read_synthetic(data_dir, *, allow_partial, num_speakers=10, utterances_per_
     return rows, SYNTHETIC_LABELS
 
 
-_READERS = {"csv": _read_csv, "emodb": _read_emodb, "synthetic": _read_synthetic}
+_READERS = {
+    "csv": _read_csv,
+    "iemocap": read_iemocap,
+    "synthetic": _read_synthetic,
+    **{name: partial(read_public, corpus) for name, corpus in PUBLIC_CORPORA.items()},
+}

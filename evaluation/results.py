@@ -3,99 +3,189 @@
 from __future__ import annotations
 
 import csv
+import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import yaml
 
-from lascl.evaluation.metrics import score
+from lascl.evaluation.intervals import speaker_counts, speaker_interval
+from lascl.evaluation.metrics import SCORES, expected_calibration_error, score
 
 
-SCORES = ("wa", "ua", "macro_f1")
+# The columns of each head: `probability_<label>` is the label head's.
+PROBABILITY = {"label": "probability_", "classifier": "probability_classifier_"}
 
 
 def read_predictions(path: str | Path) -> list[dict[str, str]]:
     """The rows of a `predictions.csv`.
 
     Raises:
-        ValueError: a column that every `predictions.csv` has is missing; the message names it and the file.
+        ValueError: a column that every `predictions.csv` has is missing, or a row has too few or too many cells; the
+            message names it and the file.
     """
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         for column in ("id", "speaker", "reference", "prediction", "prediction_classifier"):
             if column not in (reader.fieldnames or ()):
                 raise ValueError(f"{path}: the column {column!r} is missing; this is no predictions.csv of a run.")
-        return list(reader)
+        rows = list(reader)
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():  # how csv marks cells too many and too few
+            raise ValueError(f"{path}: row {number} has not one cell for each column. Is the file cut off?")
+    return rows
 
 
-def score_rows(rows: list[dict[str, str]], labels: list[str]) -> dict:
-    """`score` of the model's own head, with the scores of the classifier under `classifier`."""
+def score_rows(rows: list[dict[str, str]], labels: list[str], prediction_head: str | None = None) -> dict:
+    """`score` of the model's own head, with the scores of the classifier under `classifier`.
+
+    Args:
+        rows: of a `predictions.csv`.
+        labels: all classes.
+        prediction_head: `label` or `classifier`, the head that `prediction` is from.
+
+    Returns:
+        Both also have `ece`, the expected calibration error, where the head's probability columns are there and finite
+        (they are not once training has diverged); the model's own head has it only if `prediction_head` is given,
+        because both heads may have predicted the same.
+    """
     references = [row["reference"] for row in rows]
     classifier = score([row["prediction_classifier"] for row in rows], references, labels=labels)
     return {
         **score([row["prediction"] for row in rows], references, labels=labels),
-        "classifier": {name: classifier[name] for name in SCORES},
+        **_calibration(rows, labels, prediction_head),
+        "classifier": {
+            **{name: classifier[name] for name in SCORES},
+            **_calibration(rows, labels, "classifier"),
+        },
     }
+
+
+def head_probabilities(rows: list[dict[str, str]], labels: list[str], head: str) -> np.ndarray | None:
+    """(n, K) probabilities of the head `label` or `classifier`; None if a label has no column."""
+    columns = [f"{PROBABILITY[head]}{label}" for label in labels]
+    if any(column not in row for row in rows for column in columns):
+        return None
+    return np.array([[float(row[column]) for column in columns] for row in rows])
+
+
+def _calibration(rows, labels, head) -> dict:
+    probabilities = None if head is None else head_probabilities(rows, labels, head)
+    if probabilities is None or not np.isfinite(probabilities).all():
+        return {}
+    references = [labels.index(row["reference"]) for row in rows]
+    return {"ece": expected_calibration_error(probabilities, references)}
+
+
+def read_run(run_dir: str | Path) -> dict[int, list[dict[str, str]]]:
+    """The rows of each fold that has a `predictions.csv`, by the fold's number.
+
+    Raises:
+        ValueError: an utterance that was tested twice.
+    """
+    paths = {int(path.parent.name.removeprefix("fold-")): path for path in Path(run_dir).glob("fold-*/predictions.csv")}
+    folds = {number: read_predictions(paths[number]) for number in sorted(paths)}
+    times = Counter(row["id"] for rows in folds.values() for row in rows)
+    twice = [id for id, count in times.items() if count > 1]
+    if twice:
+        raise ValueError(f"{run_dir}: the utterance {twice[0]!r} was tested twice. Delete the folds of another run.")
+    return folds
 
 
 def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
     """The content of `results.json`, computed from the `predictions.csv` of every fold that has one.
 
+    Which head `prediction` is from is read from `recipe.yaml`, if there is one. Equal predictions give equal numbers.
+
     Returns:
-        `folds`: the scores of each fold, with its number under `fold`; `pooled`: of all utterances together; `mean`
-        and `std`: over the folds (`std` with n - 1, 0 for one fold). Fractions in [0, 1].
+        `folds`: the scores of each fold, with its number under `fold`; `pooled`: of all utterances together, with
+        `num_speakers` and, for both heads, `intervals`, the 95 % interval [low, high] of each score over speakers
+        (`lascl.evaluation.speaker_interval`), or None with one speaker; `mean` and `std`: over the folds (`std` with
+        n - 1, 0 for one fold); `improvised`, where `protocol.json` tells which utterances are (IEMOCAP): as `pooled`,
+        of these alone. Fractions in [0, 1].
 
     Raises:
         ValueError: an utterance that was tested twice.
     """
-    folds, pooled = [], []
-    for path in sorted(Path(run_dir).glob("fold-*/predictions.csv"), key=lambda path: _fold_number(path.parent)):
-        rows = read_predictions(path)
-        folds.append({"fold": _fold_number(path.parent), **score_rows(rows, labels)})
-        pooled += rows
-    ids = [row["id"] for row in pooled]
-    if len(set(ids)) != len(ids):
-        twice = next(id for id in ids if ids.count(id) > 1)
-        raise ValueError(f"{run_dir}: the utterance {twice!r} was tested twice. Delete the folds of another run.")
+    recipe = Path(run_dir) / "recipe.yaml"
+    head = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("prediction_head") if recipe.is_file() else None
+    runs_folds = read_run(run_dir)
+    folds = [{"fold": number, **score_rows(rows, labels, head)} for number, rows in runs_folds.items()]
+    rows = [row for rows in runs_folds.values() for row in rows]
+    protocol = Path(run_dir) / "protocol.json"
+    told = json.loads(protocol.read_text(encoding="utf-8")) if protocol.is_file() else {}
+    improvised = [row for row in rows if row["id"] in set(told.get("improvised_ids", ()))]
     return {
         "folds": folds,
-        "pooled": score_rows(pooled, labels),
+        "pooled": _pooled(rows, labels, head),
+        **({"improvised": _pooled(improvised, labels, head)} if improvised else {}),
         "mean": _over_folds(folds, np.mean),
         "std": _over_folds(folds, lambda values: np.std(values, ddof=1) if len(values) > 1 else 0.0),
     }
 
 
+def _pooled(rows, labels, head) -> dict:
+    scores = score_rows(rows, labels, head)
+    scores["num_speakers"] = len({row["speaker"] for row in rows})
+    scores["intervals"] = _intervals(rows, labels, "prediction")
+    scores["classifier"]["intervals"] = _intervals(rows, labels, "prediction_classifier")
+    return scores
+
+
+def _intervals(rows, labels, column) -> dict | None:
+    predictions, references, speakers = ([row[name] for row in rows] for name in (column, "reference", "speaker"))
+    intervals = speaker_interval(speaker_counts(predictions, references, speakers, labels))
+    if intervals is None:
+        return None
+    # Far finer than the resampling's own noise, and coarse enough that another scipy writes the same file.
+    return dict(zip(SCORES, intervals.round(6).tolist()))
+
+
 def _over_folds(folds, function) -> dict:
-    summary = {name: float(function([fold[name] for fold in folds])) for name in SCORES}
-    classifier = {name: float(function([fold["classifier"][name] for fold in folds])) for name in SCORES}
-    return {**summary, "classifier": classifier}
+    def summary(scores: list[dict]) -> dict:
+        names = [name for name in (*SCORES, "ece") if all(name in fold for fold in scores)]
+        return {name: float(function([fold[name] for fold in scores])) for name in names}
 
-
-def _fold_number(folder: Path) -> int:
-    return int(folder.name.removeprefix("fold-"))
+    return {**summary(folds), "classifier": summary([fold["classifier"] for fold in folds])}
 
 
 def results_table(results: dict) -> str:
-    """`results.json` as a Markdown table in per cent, with the classes that a fold lacks under it."""
-    lines = [
-        "| fold | utterances | WA | UA | macro-F1 | WA, classifier | UA, classifier |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for fold in results["folds"]:
-        lines.append(f"| {fold['fold']} | {fold['n']} | {_per_cent(fold)} |")
-    deviation = results["std"] if len(results["folds"]) > 1 else None
-    lines.append(f"| mean over folds | | {_per_cent(results['mean'], deviation)} |")
-    lines.append(f"| pooled | {results['pooled']['n']} | {_per_cent(results['pooled'])} |")
-    absent = [
+    """`results.json` as a Markdown table in per cent, with what its brackets mean and the classes that a fold lacks."""
+    pooled, notes = results["pooled"], []
+    rows = [[fold["fold"], fold["n"], *map(_per_cent, _columns(fold))] for fold in results["folds"]]
+    means = [_per_cent(mean) for mean in _columns(results["mean"])]
+    if len(results["folds"]) > 1:
+        means = [f"{mean} ± {_per_cent(std)}" for mean, std in zip(means, _columns(results["std"]))]
+    together = {"pooled": pooled, "improvised only, pooled": results.get("improvised")}
+    if pooled.get("intervals"):
+        notes.append(f"In brackets: 95 % interval over the {pooled['num_speakers']} speakers.")
+    notes += [
         f"Fold {fold['fold']} has no true {', '.join(fold['absent'])}: left out of its UA and macro-F1."
         for fold in results["folds"]
         if fold["absent"]
     ]
-    return "\n".join([*lines, *(["", *absent] if absent else [])])
+    lines = [
+        "| fold | utterances | WA | UA | macro-F1 | WA, classifier | UA, classifier |",
+        "|---|---|---|---|---|---|---|",
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+        f"| mean over folds | | {' | '.join(means)} |",
+        *(f"| {name} | {_pooled_cells(scores)} |" for name, scores in together.items() if scores),
+    ]
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
-def _per_cent(scores: dict, deviation: dict | None = None) -> str:
-    values = [scores[name] for name in SCORES] + [scores["classifier"][name] for name in ("wa", "ua")]
-    if deviation is None:
-        return " | ".join(f"{100 * value:.1f}" for value in values)
-    spreads = [deviation[name] for name in SCORES] + [deviation["classifier"][name] for name in ("wa", "ua")]
-    return " | ".join(f"{100 * value:.1f} ± {100 * spread:.1f}" for value, spread in zip(values, spreads))
+def _pooled_cells(scores: dict) -> str:
+    cells = [_per_cent(value) for value in _columns(scores)]
+    if scores.get("intervals"):
+        intervals = _columns({**scores["intervals"], "classifier": scores["classifier"]["intervals"]})
+        cells = [f"{cell} [{_per_cent(low)}, {_per_cent(high)}]" for cell, (low, high) in zip(cells, intervals)]
+    return " | ".join([str(scores["n"]), *cells])
+
+
+def _columns(scores: dict) -> list:
+    return [*(scores[name] for name in SCORES), *(scores["classifier"][name] for name in ("wa", "ua"))]
+
+
+def _per_cent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

@@ -1,16 +1,22 @@
 """Scores equal hand counts and scikit-learn; a run's numbers follow from its predictions alone."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from lascl.evaluation import results_table, score, summarise_run
+from lascl.evaluation import expected_calibration_error, results_table, score, speaker_interval, summarise_run
 from lascl.evaluation.readme import render
 
 
@@ -33,20 +39,79 @@ def test_a_class_without_references_is_left_out_of_ua_and_named():
     assert np.array(scores["confusion"]).shape == (4, 4) and scores["confusion"][1] == [0, 1, 1, 0]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
-def test_wa_and_ua_equal_plain_counts(pairs):
+def test_scores_equal_scikit_learn_s(pairs):
     predictions, references = [p for p, _ in pairs], [r for _, r in pairs]
     scores = score(predictions, references, labels=range(5))
-    recalls = []
-    for label in sorted(set(references)):
-        hits = [p == r for p, r in pairs if r == label]
-        recalls.append(sum(hits) / len(hits))
-    assert scores["wa"] == pytest.approx(sum(p == r for p, r in pairs) / len(pairs))
-    assert scores["ua"] == pytest.approx(sum(recalls) / len(recalls))
-    if set(predictions) <= set(references):  # scikit-learn warns otherwise
-        assert scores["ua"] == pytest.approx(balanced_accuracy_score(references, predictions))
-    assert sum(map(sum, scores["confusion"])) == len(pairs)
+    present = sorted(set(references))
+    recall = recall_score(references, predictions, labels=present, average=None, zero_division=0)
+    f1 = f1_score(references, predictions, labels=present, average="macro", zero_division=0)
+    assert scores["wa"] == pytest.approx(accuracy_score(references, predictions))
+    assert scores["ua"] == pytest.approx(recall.mean())
+    assert scores["macro_f1"] == pytest.approx(f1)
+    assert scores["recall"] == pytest.approx(dict(zip(present, recall)))
+    assert scores["confusion"] == confusion_matrix(references, predictions, labels=range(5)).tolist()
+    assert scores["absent"] == [label for label in range(5) if label not in present]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 6), st.integers(1, 20))
+def test_calibration_error_equals_a_slow_loop(seed, num_utterances, num_classes, num_bins):
+    generator = np.random.default_rng(seed)
+    probabilities = generator.dirichlet(np.full(num_classes, 0.3), size=num_utterances)
+    probabilities[0] = np.eye(num_classes)[0]  # a confidence on the last edge
+    references = generator.integers(num_classes, size=num_utterances)
+    expected = 0.0
+    edges = np.linspace(0, 1, num_bins + 1)
+    for low, high in pairwise(edges):
+        members = [i for i, row in enumerate(probabilities) if low < min(max(row), 1) <= high]
+        if members:
+            accuracy = sum(probabilities[i].argmax() == references[i] for i in members) / len(members)
+            confidence = sum(max(probabilities[i]) for i in members) / len(members)
+            expected += len(members) / num_utterances * abs(accuracy - confidence)
+    found = expected_calibration_error(probabilities, references, num_bins=num_bins)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_error_by_hand():
+    # Two bins, the edge 0.5 in the lower: there both are right, 0.5 too modest; above, 1 of 2 at 0.85 on average.
+    probabilities = [[0.5, 0.5], [0.5, 0.5], [0.9, 0.1], [0.8, 0.2]]
+    assert expected_calibration_error(probabilities, [0, 0, 0, 1], num_bins=2) == pytest.approx((0.5 + 0.35) / 2)
+    assert expected_calibration_error([[1, 0]], [0]) == 0 and expected_calibration_error([[1, 0]], [1]) == 1
+    for wrong in ([[2.0, -1.0]], [[float("nan"), 1.0]], [[70.0, 30.0]], [[0.3, 0.3]]):
+        with pytest.raises(ValueError, match="Row 0 holds no probabilities"):
+            expected_calibration_error(wrong, [0])
+    with pytest.raises(ValueError, match=r"the shape \(1, 2\) and 2 references"):
+        expected_calibration_error([[1, 0]], [0, 1])
+    with pytest.raises(ValueError, match="from 0 to 1, one for each column; found 2 to 2"):
+        expected_calibration_error([[1, 0]], [2])
+
+
+def test_the_evaluate_module_loads_without_a_network(tmp_path):
+    """In a process of its own, because the switches are read when the libraries are imported."""
+    program = """
+import json, socket, sys
+sys.modules['transformers'] = None  # else evaluate imports it for its evaluators, which takes seconds
+def refuse(*args, **kwargs):
+    raise AssertionError("a connection was opened")
+socket.socket.connect = refuse
+import evaluate
+del sys.modules['transformers']
+metric = evaluate.load(sys.argv[1])
+names = metric.compute(predictions=["b", "a", "b"], references=["a", "a", "b"])
+metric.add_batch(predictions=[1, 0], references=[0, 0])
+indices = metric.compute(labels=[0, 1], probabilities=[[0.25, 0.75], [1, 0]])
+print(json.dumps([names, indices]))
+"""
+    offline = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    module = str(files("lascl.evaluation") / "speech_emotion_scores.py")
+    command = [sys.executable, "-c", program, module]
+    done = subprocess.run(command, env={**os.environ, **offline}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names, indices = json.loads(done.stdout.splitlines()[-1])
+    assert names["ua"] == pytest.approx((1 / 2 + 1) / 2) and names["confusion"] == [[1, 1], [0, 1]]
+    assert indices["wa"] == 0.5 and indices["ece"] == pytest.approx(0.75 / 2) and indices["absent"] == [1]
 
 
 def test_bad_input_is_named():
@@ -84,6 +149,87 @@ def test_a_run_is_summarised_from_its_predictions(run_dir):
     assert "Fold 2 has no true b: left out of its UA and macro-F1." in table
 
 
+def test_improvised_utterances_are_scored_beside_all(run_dir):
+    (run_dir / "protocol.json").write_text(json.dumps({"improvised_ids": ["u2", "u3", "not tested"]}))
+    results = summarise_run(run_dir, ["a", "b"])
+    assert results["improvised"]["n"] == 2 and results["improvised"]["wa"] == 0.5  # u2 right, u3 wrong
+    assert results["improvised"]["classifier"]["wa"] == 1 and results["pooled"]["wa"] == 0.75
+    assert "| improvised only, pooled | 2 | 50.0 [0.0, 100.0] |" in results_table(results)
+
+
+def test_the_pooled_scores_carry_intervals_over_speakers(run_dir):
+    pooled = summarise_run(run_dir, ["a", "b"])["pooled"]
+    assert pooled["num_speakers"] == 3
+    for scores in (pooled, pooled["classifier"]):
+        for name in ("wa", "ua", "macro_f1"):
+            low, high = scores["intervals"][name]
+            assert 0 <= low <= scores[name] <= high <= 1
+    by_classifier = [[[0, 1], [0, 1]], [[1, 0], [0, 0]], [[1, 0], [0, 0]]]  # s1, s2, s3
+    expected = speaker_interval(np.array(by_classifier)).round(6).tolist()
+    assert list(pooled["classifier"]["intervals"].values()) == expected
+    assert pooled["intervals"]["wa"] == [0, 1]  # three speakers with 2/2, 0/1, 1/1: they say next to nothing
+    table = results_table(summarise_run(run_dir, ["a", "b"]))
+    assert "| pooled | 4 | 75.0 [0.0, 100.0] |" in table and "95 % interval over the 3 speakers" in table
+
+    for number in (1, 10):
+        shutil.rmtree(run_dir / f"fold-{number}")
+    results = summarise_run(run_dir, ["a", "b"])
+    assert results["pooled"]["num_speakers"] == 1
+    assert results["pooled"]["intervals"] is results["pooled"]["classifier"]["intervals"] is None
+    assert "| pooled | 1 | 0.0 |" in results_table(results) and "interval" not in results_table(results)
+
+
+def test_calibration_is_that_of_the_head_that_predicted(tmp_path):
+    columns = ["probability_a", "probability_b", "probability_classifier_a", "probability_classifier_b"]
+    for number, reference in ((1, "a"), (2, "b")):  # both heads predict a; sure to 0.9 and to 0.6
+        folder = tmp_path / f"fold-{number}"
+        folder.mkdir()
+        lines = [f"{HEADER},{','.join(columns)}", f"u{number},s{number},{reference},a,a,0.9,0.1,0.6,0.4"]
+        (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
+    for head, expected in (("label", 0.9 - 0.5), ("classifier", 0.6 - 0.5)):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"prediction_head": head}))
+        results = summarise_run(tmp_path, ["a", "b"])
+        assert results["pooled"]["ece"] == pytest.approx(expected)
+        assert results["pooled"]["classifier"]["ece"] == pytest.approx(0.6 - 0.5)
+        assert results["folds"][0]["classifier"]["ece"] == pytest.approx(1 - 0.6)
+        assert results["mean"]["classifier"]["ece"] == pytest.approx((0.4 + 0.6) / 2)
+    (tmp_path / "recipe.yaml").unlink()
+    results = summarise_run(tmp_path, ["a", "b"])  # which head it was cannot be known
+    assert "ece" not in results["pooled"] and "ece" in results["pooled"]["classifier"]
+    path = tmp_path / "fold-1" / "predictions.csv"
+    path.write_text(path.read_text().replace("0.6,0.4", "nan,nan"))
+    results = summarise_run(tmp_path, ["a", "b"])  # diverged: scores, and no calibration
+    assert results["pooled"]["wa"] == 0.5 and "ece" not in results["pooled"]["classifier"]
+    assert "ece" not in results["mean"]["classifier"] and "ece" in results["folds"][1]["classifier"]
+
+
+def test_a_run_of_iemocap_s_size_is_summarised_at_once_and_always_alike(tmp_path):
+    labels, generator = list("abcd"), np.random.default_rng(0)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"prediction_head": "label"}))
+    probabilities = [f"probability_{head}{label}" for head in ("", "classifier_") for label in labels]
+    for session in range(5):
+        lines = [f"{HEADER},{','.join(probabilities)}"]
+        for row in range(1106):
+            by_label, by_classifier = generator.dirichlet(np.ones(4), size=2)
+            chosen = [labels[by_label.argmax()], labels[by_classifier.argmax()]]
+            cells = [f"{session}-{row}", f"{session}{'FM'[row % 2]}", labels[generator.integers(4)], *chosen]
+            lines.append(",".join([*cells, *(f"{p:.9g}" for p in (*by_label, *by_classifier))]))
+        (tmp_path / f"fold-{session}").mkdir()
+        (tmp_path / f"fold-{session}" / "predictions.csv").write_text("\n".join(lines) + "\n")
+    begun_s = time.process_time()
+    results = summarise_run(tmp_path, labels)
+    assert time.process_time() - begun_s < 2
+    assert json.dumps(results) == json.dumps(summarise_run(tmp_path, labels))
+    assert results["pooled"]["n"] == 5530 and results["pooled"]["num_speakers"] == 10
+
+
+def test_a_file_that_is_cut_off_is_named(run_dir):
+    path = run_dir / "fold-1" / "predictions.csv"
+    path.write_text(path.read_text()[: -len(",b,b\n")])
+    with pytest.raises(ValueError, match=r"fold-1.predictions\.csv: row 2 has not one cell for each column"):
+        summarise_run(run_dir, ["a", "b"])
+
+
 def test_an_utterance_tested_twice_is_an_error(run_dir):
     shutil.copytree(run_dir / "fold-2", run_dir / "fold-3")
     with pytest.raises(ValueError, match="'u3' was tested twice"):
@@ -106,7 +252,7 @@ def test_the_readme_shows_clean_runs_only_and_what_follows_from_predictions(run_
     text = "before\n<!-- results: demo -->\nstale\n<!-- end of results -->\nafter\n"
     rendered = render(text, tmp_path / "results")
     assert rendered.startswith("before\n") and rendered.endswith("after\n") and "stale" not in rendered
-    assert "| pooled | 4 | 75.0 |" in rendered and "commit `0123456789`" in rendered
+    assert "| pooled | 4 | 75.0 [0.0, 100.0] |" in rendered and "commit `0123456789`" in rendered
     assert render(rendered, tmp_path / "results") == rendered
 
     (results / "environment.json").write_text(json.dumps({**environment, "commit": "0123-dirty"}))

@@ -8,11 +8,12 @@ import soundfile
 import torch
 import yaml
 from conftest import LABELS, as_own_corpus, read_csv
+from datasets import ClassLabel, Dataset
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
-from lascl.train import main
+from lascl.train import describe, main
 from lascl.training.checkpoints import last_whole_checkpoint
-from lascl.training.recipe import RECIPES
+from lascl.training.recipe import RECIPES, parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,13 @@ def finished(command, tmp_path_factory):
 
 def test_a_run_leaves_what_the_design_names(finished):
     assert {path.name for path in finished.iterdir()} == {
-        *("recipe.yaml", "environment.json", "results.json", "report.md", "fold-1", "fold-3")
+        *("recipe.yaml", "environment.json", "protocol.json", "results.json", "report.md", "report.html", "figures"),
+        *("fold-1", "fold-3"),
     }
     for fold in ("fold-1", "fold-3"):
         assert {path.name for path in (finished / fold).iterdir()} == {
-            *("checkpoint", "predictions.csv", "metrics.json", "log_history.json")  # and no optimiser state
+            # and no optimiser state
+            *("checkpoint", "predictions.csv", "embeddings.npz", "metrics.json", "log_history.json")
         }
         assert {path.name for path in (finished / fold / "checkpoint").iterdir()} == {
             *("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
@@ -76,7 +79,7 @@ def test_results_are_counted_from_the_predictions(finished):
     hits = [row["reference"] == row["prediction_classifier"] for row in everything]
     assert results["pooled"]["classifier"]["wa"] == pytest.approx(sum(hits) / 28)
     assert results["mean"]["ua"] == pytest.approx(sum(fold["ua"] for fold in results["folds"]) / 2)
-    assert "no speaker on two sides" in (finished / "report.md").read_text()
+    assert "No speaker is on two sides" in (finished / "report.md").read_text()
 
 
 def test_the_checkpoint_answers_as_its_predictions_say(finished, emodb_like):
@@ -202,7 +205,117 @@ def test_a_cut_off_run_goes_on_the_same_with(command, options, tmp_path, monkeyp
     assert_same_fold(tmp_path / "cut" / "fold-1", tmp_path / "straight" / "fold-1")
     history = json.loads((tmp_path / "straight" / "fold-1" / "log_history.json").read_text())
     assert history[-1]["step"] == 8 and history[-1]["train_loss"] > 0
-    assert all(0 < entry["padding_share"] < 1 for entry in history[:-1])
+    assert all(0 < entry["padding_share"] < 1 for entry in history if "loss" in entry)
+    assert [entry["epoch"] for entry in history if "test_ua" in entry] == [1, 2]
+
+
+def test_validation_selects_the_epoch_and_the_test_never_does(command, tmp_path, monkeypatch):
+    """Scripted scores: validation is best in epoch 2 and equal in 3, the test in epoch 4."""
+    scores = {"validation": [0.2, 0.9, 0.9, 0.1], "test": [0.1, 0.2, 0.3, 0.95]}
+    order = [scores[name][epoch] for epoch in range(4) for name in ("validation", "test")]
+    epochs = []
+
+    class Recording(LaSCLTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, compute_metrics=lambda _: {"ua": order.pop(0), "wa": 0.5})
+
+        def _save_checkpoint(self, model, trial):
+            super()._save_checkpoint(model, trial)
+            epochs.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    monkeypatch.setattr("lascl.train.LaSCLTrainer", Recording)
+    options = ["--folds", "1", "--num_train_epochs", "4", "--validation", "speaker", "--output_dir", str(tmp_path)]
+    main([*command, *options, "--selection", "best_validation"])
+    saved = LaSCLForAudioClassification.from_pretrained(tmp_path / "fold-1" / "checkpoint").state_dict()
+    assert len(epochs) == 4
+    equal = [all(torch.equal(saved[name], weights[name]) for name in saved) for weights in epochs]
+    assert equal == [False, True, False, False]
+    history = json.loads((tmp_path / "fold-1" / "log_history.json").read_text())
+    assert [entry["validation_ua"] for entry in history] == scores["validation"]
+    assert [entry["test_ua"] for entry in history] == scores["test"]
+    (fold,) = [fold for fold in json.loads((tmp_path / "protocol.json").read_text())["folds"] if fold["fold"] == 1]
+    assert fold["test_speakers"] == ["03", "08"] and len(fold["validation_speakers"]) == 1
+    assert (fold["train"], fold["validation"], fold["test"]) == (49, 7, 14)
+
+
+def test_a_run_cut_off_after_its_best_epoch_still_selects_it(command, tmp_path, monkeypatch):
+    options = ["--folds", "1", "--num_train_epochs", "3", "--validation", "speaker", "--selection", "best_validation"]
+    main([*command, *options, "--output_dir", str(tmp_path / "straight")])
+    whole_training_step = LaSCLTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.epoch > 2.2:
+            raise Interrupted
+        return whole_training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
+    with pytest.raises(Interrupted):
+        main([*command, *options, "--output_dir", str(tmp_path / "cut")])
+    monkeypatch.undo()
+    # With its best checkpoint damaged, the newest one is of no use: training starts from where it knows everything.
+    state = json.loads(next((tmp_path / "cut").glob("fold-1/trainer/checkpoint-8/trainer_state.json")).read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert last_whole_checkpoint(best.parent) == str(best.parent / "checkpoint-8")
+    (best / "model.safetensors").write_bytes(b"cut off")
+    assert last_whole_checkpoint(best.parent) != str(best.parent / "checkpoint-8")
+    main([*command, *options, "--output_dir", str(tmp_path / "cut")])
+    assert_same_fold(tmp_path / "cut" / "fold-1", tmp_path / "straight" / "fold-1")
+
+
+@pytest.mark.parametrize(
+    "objective, terms",
+    [
+        ("lascl", {"contrastive", "divergence", "cross_entropy"}),
+        ("supcon", {"contrastive", "cross_entropy"}),
+        ("ce", {"cross_entropy"}),
+    ],
+)
+def test_baselines_train_on_the_same_batches(command, tmp_path, monkeypatch, objective, terms):
+    batches = []
+    whole_compute_loss = LaSCLTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training:
+            batches.append(inputs["labels"].tolist())
+        return whole_compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(LaSCLTrainer, "compute_loss", compute_loss)
+    run = [*command, "--folds", "1", "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    main([*run, "--objective", objective])
+    history = json.loads((tmp_path / "fold-1" / "log_history.json").read_text())
+    assert {"contrastive", "divergence", "cross_entropy"} & set(history[0]) == terms
+    BATCHES.setdefault("first", batches)
+    assert batches == BATCHES["first"] and len(batches) == 4
+    config = json.loads((tmp_path / "fold-1" / "checkpoint" / "config.json").read_text())
+    assert config["prediction_head"] == ("label" if objective == "lascl" else "classifier")
+
+
+def test_the_protocol_tells_which_utterances_are_improvised_and_which_texts_were_heard():
+    corpus = Dataset.from_dict(
+        {
+            "id": [f"u{number}" for number in range(6)],
+            "speaker": list("aabbcc"),
+            "session": list("112233"),
+            "label": [0, 1, 0, 1, 0, 0],
+            "improvised": [True, False, False, True, False, False],
+            "text_id": [None, "hello", "hello", None, "bye", "bye"],
+        }
+    ).cast_column("label", ClassLabel(names=["calm", "tense"]))
+    recipe, _ = parse_recipe(["csv", "--protocol", "leave_one_session_out"])
+    protocol = describe(recipe, corpus, make_folds(corpus), num_skipped=2)
+    assert protocol["improvised_ids"] == ["u0", "u3"]
+    # "hello" of u1 and of u2 was heard in training, "bye" of u4 and u5 was not: they are one session.
+    assert protocol["share_of_test_texts_in_training"] == 0.5
+    for sentence in (
+        "The text of 50% of the scripted test utterances is also spoken in training.",
+        "2 utterances whose audio cannot be used are left out, see skipped.csv.",
+        "Fold 3 has no tense to test.",
+    ):
+        assert sentence in protocol["notes"]
+    assert [fold["test_speakers"] for fold in protocol["folds"]] == [["a"], ["b"], ["c"]]
+
+
+BATCHES = {}  # of the first objective that ran
 
 
 @pytest.mark.parametrize("kind", ["audio", "text"])

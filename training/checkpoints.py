@@ -29,8 +29,9 @@ class MarkWholeCheckpoints(TrainerCallback):
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint under `folder` whose files all have the sizes they were written with; `None` if there is
-    none. What was cut off while being written, or later, is passed over."""
-    return next((str(path) for path in _newest_first(folder) if _is_whole(path)), None)
+    none. What was cut off while being written, or later, is passed over, and so is what refers to a best checkpoint
+    that was."""
+    return next((str(path) for path in _newest_first(folder) if _is_whole(path) and _has_its_best(path)), None)
 
 
 def remove_damaged_checkpoints(folder: str | Path):
@@ -51,3 +52,9 @@ def _is_whole(path: Path) -> bool:
         return all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
+
+
+def _has_its_best(path: Path) -> bool:
+    state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    best = state["best_model_checkpoint"]
+    return best is None or _is_whole(path.parent / Path(best).name)

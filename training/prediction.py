@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -18,15 +19,17 @@ from lascl.modeling_lascl import LaSCLForAudioClassification
 
 def predict_fold(
     checkpoint: str | Path, corpus: datasets.Dataset, fold: Fold, *, max_duration_s: float, batch_size: int
-) -> list[dict]:
+) -> tuple[list[dict], dict[str, np.ndarray]]:
     """Predicts the test utterances of a fold with a saved checkpoint, loaded again, in float32.
 
     With several processes each predicts its share; every utterance is predicted exactly once, and every process
     returns all rows, in the order of the corpus.
 
     Returns:
-        One row an utterance: `id`, `speaker`, `reference`, `prediction` (the model's head), `prediction_classifier`,
-        `probability_<label>` (label head) and `probability_classifier_<label>`.
+        The evidence and the geometry. One row an utterance: `id`, `speaker`, `reference`, `prediction` (the model's
+        head), `prediction_classifier`, `probability_<label>` (label head) and `probability_classifier_<label>`. And
+        the arrays `ids`, `speakers` (n,), `audio_embeds` (n, D), `labels` (K,), `label_embeds` (K, D), embeddings in
+        float32 and of unit length.
     """
     state = PartialState()
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32).eval().to(state.device)
@@ -34,7 +37,7 @@ def predict_fold(
     rows = fold.test[state.process_index :: state.num_processes]
     dataset = SpeechDataset(corpus, rows, sampling_rate=extractor.sampling_rate, max_duration_s=max_duration_s)
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=SpeechCollator(extractor))
-    labels, predicted = model.config.labels, []
+    labels, predicted, embeds = model.config.labels, [], []
     for batch in tqdm(loader, desc=f"Fold {fold.number}: predicting", disable=not state.is_main_process):
         references = batch.pop("labels").tolist()
         with torch.inference_mode():
@@ -42,6 +45,7 @@ def predict_fold(
             similarity = outputs.audio_embeds @ outputs.label_embeds.T  # (B, K)
             by_label = (similarity / model.config.contrastive_temperature).softmax(dim=-1)
             by_classifier = outputs.class_logits.softmax(dim=-1)
+        embeds.extend(outputs.audio_embeds.cpu().numpy())
         head = by_label if model.config.prediction_head == "label" else by_classifier
         for row in range(len(references)):
             predicted.append(
@@ -55,8 +59,16 @@ def predict_fold(
             )
     speakers = corpus["speaker"][:]
     keyed = [
-        (row, {"id": id, "speaker": speakers[row], **values})
-        for row, id, values in zip(rows, dataset.ids, predicted, strict=True)
+        (row, {"id": id, "speaker": speakers[row], **values}, embedding)
+        for row, id, values, embedding in zip(rows, dataset.ids, predicted, embeds, strict=True)
     ]
     everyone = gather_object(keyed) if state.num_processes > 1 else keyed
-    return [values for _, values in sorted(everyone, key=lambda pair: pair[0])]
+    _, table, audio_embeds = zip(*sorted(everyone, key=lambda entry: entry[0]))
+    geometry = {
+        "ids": np.array([row["id"] for row in table]),
+        "speakers": np.array([row["speaker"] for row in table]),
+        "audio_embeds": np.stack(audio_embeds),
+        "labels": np.array(labels),
+        "label_embeds": model.get_label_embeddings().detach().cpu().numpy(),
+    }
+    return list(table), geometry

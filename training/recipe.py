@@ -15,6 +15,18 @@ from lascl.configuration_lascl import LaSCLConfig
 from lascl.training.arguments import LaSCLTrainingArguments
 
 
+# One field for the three; each sets what `LaSCLConfig` has fields of its own for.
+OBJECTIVES = {
+    "lascl": {},
+    "supcon": {"label_anchors": False, "divergence_weight": 0.0, "prediction_head": "classifier"},
+    "ce": {
+        "contrastive_weight": 0.0,
+        "label_anchors": False,
+        "divergence_weight": 0.0,
+        "prediction_head": "classifier",
+    },
+}
+SELECTIONS = ("last", "best_validation")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
 
@@ -26,7 +38,11 @@ HELP = {
     "allow_partial": "go on although utterances of a known corpus are missing",
     "on_bad_audio": "error, or skip: leave such files out and list them in skipped.csv",
     "corpus_options": "further options of the corpus, as JSON",
-    "num_folds": "instead of the corpus's own folds",
+    "protocol": "leave_one_session_out, leave_one_speaker_out, speaker_folds, manifest, emobox; default: the corpus's",
+    "num_folds": "of speaker_folds, instead of the corpus's own folds",
+    "validation": "none, or whole parts of the training side: session, speaker, manifest",
+    "selection": "the last epoch, or best_validation (UA); never by the test",
+    "objective": "lascl; or supcon (eq. 4 without label embeddings, joined with cross entropy) or ce, to compare",
     "folds": "all, or some such as 1,3",
     "max_duration_s": "longer utterances are cut to their first so many seconds",
     "audio_encoder": "Hub name or folder; a JSON configuration starts from random weights",
@@ -89,7 +105,12 @@ class Recipe:
             separated by commas or as a mapping (JSON, on the command line).
         on_bad_audio: `error`, or `skip` to go on without files that cannot be used, listed in `RUN/skipped.csv`.
         corpus_options: its further arguments, as a mapping (JSON, on the command line).
-        num_folds: of `lascl.data.make_folds`; by default the corpus's own folds.
+        protocol, num_folds, validation: of `lascl.data.make_folds`.
+        selection: `last`, or `best_validation`: the epoch with the highest UA in validation, the earliest of equals.
+            Nothing is ever selected by the test.
+        objective: `lascl` (eq. 9), or a baseline on the same data, seeds and budget: `supcon` (eq. 4 over utterances
+            alone, joined with cross entropy as Gunel et al., 2021, do; its classifier answers) or `ce` (encoder and
+            classifier alone).
         folds: `all`, or the numbers of some, separated by commas.
         max_duration_s: longer utterances are cut to their first so many seconds (paper: 10).
         audio_encoder: Hub name or folder; or a mapping (JSON, on the command line) with `model_type` and other
@@ -106,8 +127,12 @@ class Recipe:
     allow_partial: bool = False
     on_bad_audio: str = "error"
     corpus_options: str | None = None
+    protocol: str | None = None
     num_folds: int | None = None
+    validation: str = "none"
     folds: str = "all"
+    selection: str = "last"
+    objective: str = "lascl"
     max_duration_s: float = 10.0
     audio_encoder: str = "microsoft/wavlm-large"
     audio_encoder_revision: str | None = None
@@ -138,6 +163,19 @@ class Recipe:
         self.folds = str(self.folds).strip("[]")
         if self.freeze_feature_encoder is None:
             self.freeze_feature_encoder = not isinstance(self.audio_encoder, dict)
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; found {self.objective!r}.")
+        for name, value in OBJECTIVES[self.objective].items():
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) not in (default, value):
+                raise ValueError(f"objective {self.objective} sets {name} to {value}; found {getattr(self, name)!r}.")
+            setattr(self, name, value)
+        if self.selection not in SELECTIONS:
+            raise ValueError(
+                f"selection must be one of {', '.join(SELECTIONS)} (never by the test); found {self.selection!r}."
+            )
+        if self.selection == "best_validation" and self.validation == "none":
+            raise ValueError("selection best_validation needs validation: session, speaker or manifest.")
         # Refuse impossible combinations now rather than after the corpus was read.
         LaSCLConfig(**self.model_config())
 
@@ -165,7 +203,15 @@ class Recipe:
 
     def training_arguments(self, output_dir: str | Path) -> LaSCLTrainingArguments:
         """The training arguments of one fold, which keeps its intermediate checkpoints in `output_dir`."""
-        return LaSCLTrainingArguments(output_dir=str(output_dir), **self.training)
+        # Scores of every epoch are logged; only those of the validation can choose one.
+        chosen = {"eval_strategy": "epoch"}
+        if self.selection == "best_validation":
+            chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "validation_ua"}
+            chosen["save_strategy"] = "epoch"
+            clash = sorted(name for name, value in chosen.items() if self.training.get(name, value) != value)
+            if clash:
+                raise ValueError(f"selection best_validation sets {clash[0]} to {chosen[clash[0]]!r}.")
+        return LaSCLTrainingArguments(output_dir=str(output_dir), **{**chosen, **self.training})
 
     def to_dict(self) -> dict:
         """The recipe as it would stand in a YAML file, with every default that decides a run written out."""

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import yaml
 
@@ -120,12 +121,24 @@ def write_csv(path: str | Path, rows: list[dict]):
     write_text(path, text.getvalue())
 
 
+def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]):
+    """Writes an `.npz`, whole or absent."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(path, content.getvalue())
+
+
 def write_text(path: str | Path, text: str):
     """Writes text so that the file is whole or absent, whenever the process dies."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes):
+    """Writes bytes so that the file is whole or absent, whenever the process dies."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())  # before the name points to it: a lost machine must not leave an empty file
     os.replace(temporary, path)

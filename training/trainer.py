@@ -40,7 +40,7 @@ class LaSCLTrainer(Trainer):
             )
         kwargs.setdefault("compute_metrics", score_both_heads)
         super().__init__(*args, **kwargs)
-        self.add_callback(_TellEpoch())
+        self.add_callback(_EpochBoundaries())
         self.add_callback(RunningMeans())
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -114,6 +114,11 @@ class LaSCLTrainer(Trainer):
             parts[rank] = rows + (world - 1) * (rows - rows.detach())  # the value of `rows`, W times its gradient
         return torch.cat(parts)
 
+    def evaluate(self, *args, **kwargs):
+        """Stock's, with the random generator left as it was: training goes on as if nothing had been evaluated."""
+        with torch.random.fork_rng(devices=[]):  # data loaders draw from the CPU's
+            return super().evaluate(*args, **kwargs)
+
     def log(self, logs, start_time=None):
         """Adds the mean of each loss term since the last log, and the share of the input that was padding.
 
@@ -186,17 +191,27 @@ def score_both_heads(prediction) -> dict[str, float]:
     return metrics
 
 
-class _TellEpoch(TrainerCallback):
+class _EpochBoundaries(TrainerCallback):
     """Tells the training data its epoch, also in an epoch that is resumed: accelerate tells neither a resumed one
-    nor, with several processes, any."""
+    nor, with several processes, any. And lets what is due at the end of an epoch happen at its last step: stock does so
+    after what is due at a step, and a run resumed from a checkpoint of that step would skip it."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        dataset = getattr(train_dataloader, "dataset", None)
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int(state.epoch + 1e-6))
-        sampler = getattr(train_dataloader, "batch_sampler", None)
-        if isinstance(sampler, UtteranceBatchSampler):
-            sampler.set_epoch(int(state.epoch + 1e-6))
+        for told in (getattr(train_dataloader, "dataset", None), getattr(train_dataloader, "batch_sampler", None)):
+            if hasattr(told, "set_epoch"):
+                told.set_epoch(int(state.epoch + 1e-6))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._set(args, state, control, True)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._set(args, state, control, False)
+
+    def _set(self, args, state, control, due: bool):
+        if state.epoch == int(state.epoch):
+            control.should_log = due if args.logging_strategy == "epoch" else control.should_log
+            control.should_evaluate = due if args.eval_strategy == "epoch" else control.should_evaluate
+            control.should_save = due if args.save_strategy == "epoch" else control.should_save
 
 
 class RunningMeans(TrainerCallback, ExportableState):
@@ -213,11 +228,6 @@ class RunningMeans(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        # Stock logs an epoch after its last step was saved: resumed from there, the epoch would have no entry.
-        if args.logging_strategy == "epoch" and state.epoch == int(state.epoch):
-            control.should_log = True
 
     def add(self, terms: dict[str, torch.Tensor], padding: torch.Tensor, size: torch.Tensor):
         """A batch: its loss and terms, and how many of its `size` samples or frames were padding (all 0-dim)."""

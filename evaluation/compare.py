@@ -1,0 +1,210 @@
+"""Is run B better than run A? `lascl-compare RUN_A RUN_B`: paired, over the same utterances, respecting speakers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from lascl.evaluation.intervals import speaker_counts, speaker_standard_error, t_interval
+from lascl.evaluation.metrics import SCORES, scores_from_counts
+from lascl.evaluation.results import PROBABILITY, head_probabilities, read_run
+
+
+NAMES = {"wa": "WA", "ua": "UA", "macro_f1": "macro-F1"}
+HEADS = {"model": "the model's own head", "label": "label head", "classifier": "classifier"}
+ALPHA = 0.05
+ROUNDING = 1e-12  # a difference or standard error below this is 0
+
+
+def compare_runs(run_a: str | Path, run_b: str | Path, *, head: str = "model", common: bool = False) -> dict:
+    """Compares two runs, utterance by utterance, over all their folds together.
+
+    The difference B - A of a score is computed on the same utterances. Its standard error is that of
+    `speaker_standard_error`, each resample holding the same speakers for both runs, so what is hard for both cancels
+    out. The 95 % interval is difference +- t * error, and p is two-sided, both from Student's t with S - 1 degrees of
+    freedom. They speak of other speakers; that training again, with another seed, moves scores too is not in them.
+    Each p stands alone: it is not corrected for looking at three scores.
+
+    Args:
+        run_a, run_b: run directories.
+        head: `model` (the column `prediction`), `label` or `classifier`, of both runs.
+        common: compare the utterances that both runs tested, where they tested different ones.
+
+    Returns:
+        `a`, `b`, `head`, `num_utterances`, `num_speakers`, and under `wa`, `ua` and `macro_f1`: `a`, `b`, `difference`,
+        as fractions; `interval` [low, high] and `p`, None where speakers say nothing about chance: there is one, or the
+        difference is the same for each (if that is none: [0, 0] and 1); and `sentence`, the answer in words.
+
+    Raises:
+        ValueError: not a run directory, other utterances (unless `common`), or the same with other references or
+            speakers, other labels, or no columns for the head.
+    """
+    if head not in HEADS:
+        raise ValueError(f"head is {head!r}. Choose one of {', '.join(HEADS)}.")
+    a, b = _read(run_a), _read(run_b)
+    both = [id for id in a if id in b]
+    if not both or (not common and len(both) < max(len(a), len(b))):
+        raise ValueError(
+            f"The runs tested different utterances: {len(both)} are in both, of {len(a)} in {run_a} and {len(b)} in "
+            f"{run_b}. " + ("Give --common to compare those." if both else "There is nothing to compare.")
+        )
+    for column in ("reference", "speaker"):
+        differ = [id for id in both if a[id][column] != b[id][column]]
+        if differ:
+            raise ValueError(
+                f"{len(differ)} of {len(both)} utterances have another {column} in {run_b} than in {run_a}; the first "
+                f"is {differ[0]!r}: {b[differ[0]][column]!r}, not {a[differ[0]][column]!r}. Compare runs of one corpus "
+                "with one set of labels."
+            )
+    rows_a, rows_b = [a[id] for id in both], [b[id] for id in both]
+    choices = [_choices(rows) for rows in (rows_a, rows_b)]
+    if all(choices) and choices[0] != choices[1]:
+        raise ValueError(
+            f"The runs chose between different labels: {', '.join(choices[0])} in {run_a}; {', '.join(choices[1])} in "
+            f"{run_b}. Compare runs with one set of labels."
+        )
+    predictions = [_predictions(rows, head, run) for rows, run in ((rows_a, run_a), (rows_b, run_b))]
+    references, speakers = ([row[column] for row in rows_a] for column in ("reference", "speaker"))
+    labels = sorted({*references, *predictions[0], *predictions[1]})
+    counts = np.stack([speaker_counts(chosen, references, speakers, labels) for chosen in predictions], axis=1)
+    scores = scores_from_counts(counts.sum(axis=0))  # (2, 3)
+    differences, intervals, p_values = paired_difference(counts)
+    result = {
+        "a": str(run_a),
+        "b": str(run_b),
+        "head": head,
+        "num_utterances": len(both),
+        "num_speakers": len(counts),
+    }
+    for column, name in enumerate(SCORES):
+        numbers = {
+            "a": float(scores[0, column]),
+            "b": float(scores[1, column]),
+            "difference": float(differences[column]),
+            "interval": intervals[column],
+            "p": p_values[column],
+        }
+        result[name] = {**numbers, "sentence": _sentence(NAMES[name], numbers, len(counts))}
+    return result
+
+
+def _read(run_dir: str | Path) -> dict[str, dict[str, str]]:
+    rows = [row for fold in read_run(run_dir).values() for row in fold]
+    if not rows:
+        raise ValueError(f"{run_dir} is not a run directory: it holds no fold-*/predictions.csv with a row.")
+    return {row["id"]: row for row in rows}
+
+
+def _choices(rows: list[dict[str, str]]) -> list[str]:
+    """The labels that a run chose between, from the classifier's columns: every head has the same."""
+    prefix = PROBABILITY["classifier"]
+    return sorted(column.removeprefix(prefix) for column in rows[0] if column.startswith(prefix))
+
+
+def _predictions(rows: list[dict[str, str]], head: str, run_dir: str | Path) -> list[str]:
+    if head != "label":
+        return [row[{"model": "prediction", "classifier": "prediction_classifier"}[head]] for row in rows]
+    labels = _choices(rows)
+    probabilities = head_probabilities(rows, labels, head) if labels else None
+    if probabilities is None:
+        raise ValueError(f"{run_dir} has no probabilities of the label head. Compare another head.")
+    return [labels[k] for k in probabilities.argmax(axis=1)]
+
+
+def paired_difference(counts: np.ndarray) -> tuple[np.ndarray, list[list[float] | None], list[float | None]]:
+    """The difference of each score between two runs, with its interval and p; formulae in `compare_runs`.
+
+    Args:
+        counts: (S, 2, K, K), the confusion matrices of both runs for each speaker.
+
+    Returns:
+        Differences, second run less first, (3,) in the order of `SCORES`; intervals [low, high]; p. One speaker has no
+        interval and no p, nor has a difference that is the same whichever speakers are drawn, unless it is 0.
+    """
+
+    def difference_of(sums):
+        return scores_from_counts(sums[..., 1, :, :]) - scores_from_counts(sums[..., 0, :, :])
+
+    difference, degrees = difference_of(counts.sum(axis=0)), len(counts) - 1
+    if not degrees:
+        return difference, [None] * len(SCORES), [None] * len(SCORES)
+    error = speaker_standard_error(counts, difference_of)
+    difference, error = (np.where(np.abs(values) > ROUNDING, values, 0) for values in (difference, error))
+    known = (error > 0) | (difference == 0)
+    p = 2 * stats.t.sf(np.abs(difference) / np.where(error > 0, error, 1), degrees)
+    intervals = t_interval(difference, error, len(counts))
+    return (
+        difference,
+        [interval.tolist() if is_known else None for interval, is_known in zip(intervals, known)],
+        [float(value) if is_known else None for value, is_known in zip(p, known)],
+    )
+
+
+def _sentence(name: str, numbers: dict, num_speakers: int) -> str:
+    points = 100 * numbers["difference"]
+    if numbers["p"] is None:
+        why = "one speaker" if num_speakers == 1 else f"{num_speakers} speakers who all differ alike"
+        return f"{name}: B - A is {points:+.1f} points; {why} cannot say whether that is chance."
+    low, high = (100 * end for end in numbers["interval"])
+    if low == high == 0:
+        return f"{name}: A and B score the same, whichever of the {num_speakers} speakers are drawn."
+    evidence = f"95 % interval {low:+.1f} to {high:+.1f}, p {_p_value(numbers['p'])}"
+    if numbers["p"] >= ALPHA:
+        return f"{name}: no difference is shown, nor that there is none: B - A is {points:+.1f} points ({evidence})."
+    return f"{name}: B is {'better' if points > 0 else 'worse'} than A by {abs(points):.1f} points ({evidence})."
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def comparison_text(result: dict) -> str:
+    """What `compare_runs` found, as a table in per cent and sentences."""
+    lines = [
+        f"A: {result['a']}",
+        f"B: {result['b']}",
+        f"Of both: {HEADS[result['head']]}, on the same {result['num_utterances']} utterances of "
+        f"{result['num_speakers']} speakers; per cent.",
+        "",
+        "| score | A | B | B - A | 95 % interval | p |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in SCORES:
+        numbers = result[name]
+        interval = p = ""
+        if numbers["p"] is not None:
+            interval = "{:+.1f} to {:+.1f}".format(*(100 * end for end in numbers["interval"]))
+            p = _p_value(numbers["p"]).removeprefix("= ")
+        a, b, difference = (100 * numbers[key] for key in ("a", "b", "difference"))
+        lines.append(f"| {NAMES[name]} | {a:.1f} | {b:.1f} | {difference:+.1f} | {interval} | {p} |")
+    lines += ["", *(result[name]["sentence"] for name in SCORES)]
+    return "\n".join([*lines, "Intervals and p speak of other speakers, not of training again with another seed."])
+
+
+def main(argv: list[str] | None = None):
+    """Prints the comparison of two runs; exits with code 2 and one sentence when they cannot be compared."""
+    parser = argparse.ArgumentParser(
+        prog="lascl-compare",
+        description="Is run B better than run A? Paired on the same utterances, with intervals that respect speakers.",
+    )
+    parser.add_argument("run_a", metavar="RUN_A", type=Path)
+    parser.add_argument("run_b", metavar="RUN_B", type=Path)
+    parser.add_argument("--head", choices=list(HEADS), default="model", help="whose predictions (default: the model's)")
+    parser.add_argument("--common", action="store_true", help="compare only the utterances that both runs tested")
+    parser.add_argument("--json", action="store_true", help="print JSON, scores as fractions")
+    args = parser.parse_args(argv)
+    try:
+        result = compare_runs(args.run_a, args.run_b, head=args.head, common=args.common)
+    except (ValueError, OSError) as error:
+        print(f"lascl-compare: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else comparison_text(result))
+
+
+if __name__ == "__main__":
+    main()

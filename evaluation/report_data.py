@@ -1,0 +1,174 @@
+"""A finished run as its files tell it: what a report reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from lascl.evaluation.results import SCORES, read_predictions
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run directory.
+
+    Args:
+        name: of the folder.
+        results, recipe, environment: `results.json`, `recipe.yaml`, `environment.json`.
+        protocol: `protocol.json`; empty for a run without it.
+        num_skipped: rows of `skipped.csv`.
+        predictions: the rows of `predictions.csv` by fold number.
+        histories: `log_history.json` by fold number; only the folds that have it.
+        embeddings: the arrays of `embeddings.npz` by fold number; only the folds that have it.
+    """
+
+    name: str
+    results: dict
+    recipe: dict
+    environment: dict
+    protocol: dict
+    num_skipped: int
+    predictions: dict[int, list[dict[str, str]]]
+    histories: dict[int, list[dict]]
+    embeddings: dict[int, dict[str, np.ndarray]]
+
+    @property
+    def labels(self) -> list[str]:
+        return self.results["pooled"]["labels"]
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The predictions of all folds."""
+        return [row for rows in self.predictions.values() for row in rows]
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Reads a run directory.
+
+    Raises:
+        ValueError: no finished run is there, or a file of it cannot be read; the message names the file.
+    """
+    folder = Path(run_dir)
+    for name in ("results.json", "recipe.yaml", "environment.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}. Give the folder of a finished run: train.py's output_dir.")
+    results = _parsed(folder / "results.json")
+    try:
+        numbers = [fold["fold"] for fold in results["folds"]]
+        results["pooled"]["labels"], results["mean"]["classifier"], results["std"]["classifier"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder / 'results.json'} is not what train.py writes. Run train.py again.") from None
+    for number in numbers:
+        if not (folder / f"fold-{number}" / "predictions.csv").is_file():
+            raise ValueError(f"{folder} has no fold-{number}/predictions.csv, which results.json speaks of.")
+    protocol = folder / "protocol.json"
+    histories = {number: folder / f"fold-{number}" / "log_history.json" for number in numbers}
+    embeddings = {number: folder / f"fold-{number}" / "embeddings.npz" for number in numbers}
+    return Run(
+        name=folder.resolve().name,
+        results=results,
+        recipe=_parsed(folder / "recipe.yaml"),
+        environment=_parsed(folder / "environment.json"),
+        protocol=_parsed(protocol) if protocol.is_file() else {},
+        num_skipped=_count_rows(folder / "skipped.csv"),
+        predictions={number: read_predictions(folder / f"fold-{number}" / "predictions.csv") for number in numbers},
+        histories={number: _parsed(path) for number, path in histories.items() if path.is_file()},
+        embeddings={number: _arrays(path) for number, path in embeddings.items() if path.is_file()},
+    )
+
+
+def _parsed(path: Path):
+    text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+
+
+def _count_rows(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with open(path, encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.DictReader(file))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in ("ids", "audio_embeds", "label_embeds", "labels")}
+    except Exception as error:  # zipfile.BadZipFile, KeyError, ValueError, EOFError: whatever a broken file gives
+        raise ValueError(f"{path} cannot be read ({error}). Delete it: the report then goes without.") from None
+
+
+def speaker_accuracy(rows: list[dict[str, str]]) -> dict[str, tuple[int, int]]:
+    """Of each speaker, how many utterances are predicted right, and how many there are."""
+    counts = {}
+    for row in rows:
+        right, n = counts.get(row["speaker"], (0, 0))
+        counts[row["speaker"]] = (right + (row["prediction"] == row["reference"]), n + 1)
+    return counts
+
+
+def reliability(confidences: np.ndarray, right: np.ndarray, num_bins: int = 15) -> dict[str, np.ndarray]:
+    """What a reliability diagram shows (Guo et al. 2017, section 2).
+
+    Confidences fall into bins of equal width (m / M, (m + 1) / M]; one of 0 is in the first.
+
+    Args:
+        confidences: (n,) the probability of the predicted class, in [0, 1].
+        right: (n,) whether the prediction is right.
+
+    Returns:
+        `count`, `confidence` and `accuracy`, each (num_bins,): utterances in a bin, and their means, NaN in an empty
+        bin.
+    """
+    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]  # as `expected_calibration_error`
+    bins = np.searchsorted(inner_edges, confidences, side="right")
+    count = np.bincount(bins, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        return {
+            "count": count,
+            "confidence": np.bincount(bins, weights=confidences, minlength=num_bins) / count,
+            "accuracy": np.bincount(bins, weights=right, minlength=num_bins) / count,
+        }
+
+
+def best_epoch_on_test(run: Run) -> dict | None:
+    """Mean and standard deviation over folds of WA and UA at the epoch that is best on the test side itself.
+
+    Some papers report this; it is optimistic, since the test chooses the epoch. Each fold's epoch is the first of the
+    highest UA.
+
+    Returns:
+        `mean` and `std` (n - 1, 0 for one fold) with `wa` and `ua`, fractions; `None` unless every fold logged
+        `test_ua` and `test_wa`.
+    """
+    best = []
+    for number in run.predictions:
+        tested = [entry for entry in run.histories.get(number, ()) if {"test_ua", "test_wa"} <= entry.keys()]
+        if not tested:
+            return None
+        best.append(max(tested, key=lambda entry: entry["test_ua"]))
+    values = {name: [entry[f"test_{name}"] for entry in best] for name in ("wa", "ua")}
+    return {
+        "mean": {name: float(np.mean(v)) for name, v in values.items()},
+        "std": {name: float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for name, v in values.items()},
+    }
+
+
+def latex_row(run: Run) -> str:
+    """`name & WA & UA & F1 \\\\` in per cent, mean ± standard deviation over the folds, under a line that says so."""
+    results, n = run.results, len(run.results["folds"])
+    cells = [f"{100 * results['mean'][name]:.1f}" for name in SCORES]
+    if n > 1:
+        cells = [rf"${cell} \pm {100 * results['std'][name]:.1f}$" for cell, name in zip(cells, SCORES)]
+    spread = f", mean and standard deviation (n - 1) over {n} folds" if n > 1 else ", one fold"
+    head = run.recipe.get("prediction_head", "label")
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    name = " ".join(run.name.split()).translate(str.maketrans({**special, **{c: f"\\{c}" for c in "&%$#_{}"}}))
+    return f"% run & WA & UA & macro-F1, per cent{spread}; {head} head\n{name} & {' & '.join(cells)} \\\\"

@@ -1,0 +1,133 @@
+"""The report of a run: `lascl-report RUN` writes `report.html`, `report.md` and `figures/` from the run's files.
+
+The HTML file stands alone: it asks for nothing, runs no script, and can be mailed or printed as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+
+import jinja2
+
+from lascl.evaluation.figures import draw_figures
+from lascl.evaluation.report_data import Run, best_epoch_on_test, latex_row, load_run
+from lascl.evaluation.results import results_table
+from lascl.training.run_directory import write_text
+
+
+TEMPLATES = Path(__file__).resolve().parent / "evaluation"
+SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
+
+
+def main(argv: list[str] | None = None):
+    """Writes a run's report, or prints its row for a paper.
+
+    Exits with code 2 and one sentence when RUN is no finished run, a file of it is damaged, or it cannot be written.
+    """
+    parser = argparse.ArgumentParser(prog="lascl-report", description="Writes RUN/report.html, report.md and figures/.")
+    parser.add_argument("run", metavar="RUN", help="a run directory: train.py's output_dir")
+    parser.add_argument("--latex", action="store_true", help="print a row for a paper's table instead")
+    args = parser.parse_args(argv)
+    try:
+        if args.latex:
+            print(latex_row(load_run(args.run)))
+        else:
+            write_report(args.run)
+            print(f"{args.run}: report.html, report.md, figures")
+    except (ValueError, OSError) as error:
+        print(f"lascl-report: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def write_report(run_dir: str | Path) -> None:
+    """Writes `report.html`, `report.md` and `figures/*.png` into a run directory, from its files alone.
+
+    A figure whose file is missing is left out, and the report says so. The same files give the same report.
+
+    Raises:
+        ValueError: no finished run is there, or a file of it is damaged.
+        OSError: the directory cannot be written.
+    """
+    run_dir = Path(run_dir)
+    run = load_run(run_dir)
+    plots, left_out = draw_figures(run)
+    figures = run_dir / "figures"
+    figures.mkdir(exist_ok=True)
+    for plot in plots:
+        (figures / f"{plot.name}.png").write_bytes(plot.png)
+    table = results_table(run.results)
+    content = {
+        "run": run,
+        "recipe_text": (run_dir / "recipe.yaml").read_text(encoding="utf-8").strip(),
+        "scores": SCORES,
+        "pooled": run.results["pooled"],
+        "best_epoch": best_epoch_on_test(run),
+        "num_speakers": len({row["speaker"] for row in run.rows}),
+        "table": table,
+        "fold_table": [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in table.splitlines()
+            if line.startswith("|") and not line.startswith("|---")
+        ],
+        "table_notes": [line for line in table.splitlines() if line and not line.startswith("|")],
+        "caveats": caveats(run),
+        "plots": plots,
+        "left_out": left_out,
+        "command": f"accelerate launch train.py {run.name}/recipe.yaml --output_dir {run.name}-again",
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"per_cent": per_cent, "data_uri": data_uri, "cell": markdown_cell}
+    write_text(run_dir / "report.html", environment.get_template("report.html").render(content))
+    write_text(run_dir / "report.md", environment.get_template("report.md.jinja").render(content))
+
+
+def caveats(run: Run) -> list[str]:
+    """What a reader must not conclude from this run, each in a sentence."""
+    recipe, done = run.recipe, len(run.results["folds"])
+    planned = run.protocol.get("num_folds", done)
+    random = [kind for kind in ("audio", "text") if isinstance(recipe.get(f"{kind}_encoder"), dict)]
+    sentences = []
+    if recipe.get("corpus") == "synthetic":
+        sentences.append("The speech is synthetic (eSpeak NG). These scores say nothing about human emotion.")
+    if random:
+        encoders = f"{' and '.join(random)} encoder{'s' * (len(random) - 1)}"
+        sentences.append(f"The {encoders} started from random weights: this tests the code, not the method.")
+    if recipe.get("allow_partial"):
+        sentences.append(
+            "The recipe allows a copy of the corpus with utterances missing. Compare only with runs on the same copy."
+        )
+    if run.num_skipped:
+        sentences.append(f"Utterances left out because of their audio: {run.num_skipped}; skipped.csv names them.")
+    if done < planned:
+        sentences.append(f"{done} of {planned} folds were run: this is not the full cross-validation.")
+    if (run.environment.get("commit") or "").endswith("-dirty"):
+        sentences.append("The code was not committed (its commit ends in -dirty): the run cannot be repeated exactly.")
+    return sentences
+
+
+def per_cent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def data_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def markdown_cell(text: str) -> str:
+    """Text that neither ends a table cell nor turns into markup."""
+    escaped = "".join(f"\\{character}" if character in "\\`*[]<>|" else character for character in str(text))
+    return " ".join(escaped.split())
+
+
+if __name__ == "__main__":
+    main()

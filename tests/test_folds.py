@@ -1,0 +1,127 @@
+"""Protocols: who is tested, who validates, and that nobody is heard on two sides."""
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lascl.data import make_folds
+from lascl.data.folds import PROTOCOLS, VALIDATIONS
+
+
+def table(rows, **columns):
+    """A corpus of (session, speaker) pairs, one row each; ids in this order."""
+    fixed = {
+        "id": [f"{number:03d}" for number in range(len(rows))],
+        "session": [session for session, _ in rows],
+        "speaker": [speaker for _, speaker in rows],
+        "label": [number % 2 for number in range(len(rows))],
+    }
+    return Dataset.from_dict({**fixed, **columns})
+
+
+# Five dialogues of two speakers each, four turns a speaker, as in IEMOCAP.
+DIALOGUES = [(str(session), f"{session}{who}") for session in range(1, 6) for who in "FM" for _ in range(4)]
+
+
+def speakers_of(corpus, rows):
+    return {corpus["speaker"][row] for row in rows}
+
+
+def test_leave_one_session_out_tests_both_talkers_and_validates_on_the_next_session():
+    corpus = table(DIALOGUES)
+    for validation, held_back in (("none", {}), ("session", {1: "2", 2: "3", 3: "4", 4: "5", 5: "1"})):
+        folds = make_folds(corpus, protocol="leave_one_session_out", validation=validation)
+        assert make_folds(corpus, validation=validation) == folds  # sessions are this corpus's own folds
+        assert [fold.number for fold in folds] == [1, 2, 3, 4, 5]
+        for fold in folds:
+            assert speakers_of(corpus, fold.test) == {f"{fold.number}F", f"{fold.number}M"}
+            session = held_back.get(fold.number)
+            assert speakers_of(corpus, fold.validation) == ({f"{session}F", f"{session}M"} if session else set())
+            assert len(fold.train) == 40 - 8 - (8 if session else 0)
+
+
+def test_leave_one_speaker_out_never_validates_on_the_partner_in_dialogue():
+    corpus = table(DIALOGUES)
+    for seed in range(5):
+        folds = make_folds(corpus, protocol="leave_one_speaker_out", validation="speaker", seed=seed)
+        assert len(folds) == 10
+        for fold in folds:
+            (tested,) = speakers_of(corpus, fold.test)
+            (validating,) = speakers_of(corpus, fold.validation)  # a tenth of nine, at least one
+            assert validating[0] != tested[0]
+            assert len(fold.train) == 32
+
+
+def test_an_official_split_is_one_fold_and_its_validation_trains_unless_asked_for():
+    rows = [(None, speaker) for speaker in "aabbccdd"]
+    corpus = table(rows, fold=["train"] * 4 + ["dev"] * 2 + ["test"] * 2)
+    (fold,) = make_folds(corpus)
+    assert (fold.number, fold.train, fold.validation, fold.test) == (1, [0, 1, 2, 3, 4, 5], [], [6, 7])
+    (fold,) = make_folds(corpus, protocol="emobox", validation="manifest")
+    assert (fold.train, fold.validation, fold.test) == ([0, 1, 2, 3], [4, 5], [6, 7])
+    with pytest.raises(ValueError, match="An official split has its own validation"):
+        make_folds(corpus, validation="speaker")
+    shared = table([(None, speaker) for speaker in "aabbccda"], fold=["train"] * 4 + ["dev"] * 2 + ["test"] * 2)
+    with pytest.raises(ValueError, match="speaker 'a' is in training and in test"):
+        make_folds(shared)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=4, max_size=30),
+    st.sampled_from([None, *PROTOCOLS]),
+    st.sampled_from(VALIDATIONS),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
+def test_nobody_is_on_two_sides_and_each_utterance_is_tested_once(turns, protocol, validation, seed, random):
+    rows = [(str(session), f"{session}-{who}") for session, who in turns]
+    corpus = table(rows)
+    try:
+        folds = make_folds(corpus, protocol=protocol, validation=validation, seed=seed)
+    except ValueError as error:  # said in words: too few speakers or sessions, or no column for it
+        assert any(word in str(error) for word in ("fold", "Fold", "session", "column")), error
+        return
+    assert sorted(row for fold in folds for row in fold.test) == list(range(len(rows)))
+    for fold in folds:
+        assert sorted(fold.train + fold.validation + fold.test) == list(range(len(rows)))
+        sides = [speakers_of(corpus, side) for side in (fold.train, fold.validation, fold.test)]
+        assert sum(map(len, sides)) == len(set().union(*sides))
+        assert bool(fold.validation) == (validation != "none")
+        tested_sessions = {rows[row][0] for row in fold.test}
+        assert not tested_sessions & {rows[row][0] for row in fold.validation}
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    again = make_folds(corpus.select(order), protocol=protocol, validation=validation, seed=seed)
+    for one, other in zip(folds, again, strict=True):
+        for side in ("train", "validation", "test"):
+            assert {order[row] for row in getattr(other, side)} == set(getattr(one, side))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"protocol": "loso"}, "protocol must be one of leave_one_session_out.*found 'loso'"),
+        ({"validation": "test"}, "validation must be one of none, session, speaker, manifest; found 'test'"),
+        ({"protocol": "manifest"}, "needs a column `fold`"),
+        ({"validation": "manifest"}, "validation manifest needs a column `fold` with train, validation and test"),
+        ({"protocol": "leave_one_session_out", "num_folds": 3}, "num_folds belongs to the protocol speaker_folds"),
+    ],
+)
+def test_what_does_not_fit_the_corpus_is_said(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_folds(table(DIALOGUES), **options)
+
+
+def test_a_corpus_without_sessions_cannot_be_split_by_them():
+    corpus = table([(None, speaker) for speaker in "aabbcc"])
+    for options in ({"protocol": "leave_one_session_out"}, {"validation": "session"}):
+        with pytest.raises(ValueError, match="does not tell the session of every utterance"):
+            make_folds(corpus, **options)
+    two = table([("1", "a"), ("1", "b"), ("2", "c")])
+    with pytest.raises(ValueError, match="1 other sessions, but validation and training need two"):
+        make_folds(two, validation="session")
+    one = table([("1", "a"), ("1", "b"), ("1", "c")])
+    with pytest.raises(ValueError, match="all who could validate share a session with the test"):
+        make_folds(one, protocol="leave_one_speaker_out", validation="speaker")
