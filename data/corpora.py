@@ -36,17 +36,17 @@ def load_corpus(
     Args:
         name: `csv` (one's own: `data_dir` is a manifest with the columns `path,label,speaker` and, if there are such
             things, `id`, `session` and `fold`, or the folder that holds `manifest.csv`; paths are relative to it),
-            `emodb` (Berlin Database of Emotional Speech: `data_dir` holds its WAV or FLAC files, in folders or not)
-            or `synthetic` (spoken by eSpeak NG and made on first use; `data_dir` is where, by default the Hugging
-            Face cache).
+            `iemocap` (the original release tree, see `lascl.data.iemocap`), a name of
+            `lascl.data.public_corpora.PUBLIC_CORPORA` (`emodb`, `ravdess`, ...: `data_dir` holds its WAV or FLAC files,
+            in folders or not), `emobox` (manifests of EmoBox), `hf` (a `datasets` data set) or `synthetic` (spoken by
+            eSpeak NG and made on first use; `data_dir` is where, by default the Hugging Face cache).
         data_dir: the folder of the corpus.
         labels: the corpus's labels to keep, by default all; or a mapping from them to the words that the model shall
             learn (`{"hap": "happiness", "exc": "happiness"}`), which may join several. Others are left out.
         allow_partial: go on although utterances are missing or extra.
         skipped: a list, to which (id, what is wrong) is added for every utterance whose audio cannot be used, and
             which is then left out. By default such audio is an error.
-        **options: of the corpus; `synthetic` takes `num_speakers`, `utterances_per_speaker` and `seed`, see
-            `lascl.data.synthetic.generate_synthetic_corpus`.
+        **options: of the corpus, such as `improvised_only` of `iemocap`; its reader says which.
 
     Returns:
         A `datasets.Dataset` with the columns `id` (str, unique), `audio` (str, absolute path), `label` (`ClassLabel`,

@@ -32,7 +32,7 @@ DEFAULT_RECIPE = "quickstart"
 
 # One line each for `--help`; `Recipe` and `LaSCLConfig` say more.
 HELP = {
-    "corpus": "csv (your own manifest), emodb or synthetic",
+    "corpus": "csv (your own manifest), emobox, hf, synthetic, iemocap, emodb, ravdess, ... (see the README)",
     "data_dir": "folder of the corpus, or the manifest of csv",
     "labels": "those to keep, or corpus label -> word to learn, as JSON; by default all",
     "allow_partial": "go on although utterances of a known corpus are missing",
