@@ -128,7 +128,7 @@ def reliability(confidences: np.ndarray, right: np.ndarray, num_bins: int = 15) 
         bin.
     """
     inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]  # as `expected_calibration_error`
-    bins = np.searchsorted(inner_edges, confidences, side="right")
+    bins = np.searchsorted(inner_edges, confidences, side="left")
     count = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
         return {
