@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import as_own_corpus
 
@@ -74,13 +75,12 @@ def test_a_demo_killed_at_random_times_ends_as_the_undisturbed_one(undisturbed, 
     command += [str(ROOT / "train.py"), "--use_cpu", "true", "--folds", "1,2", "--output_dir", str(run_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for _ in range(5):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        process = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(rng.uniform(10, 50))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+        except psutil.TimeoutExpired:
+            for victim in (*process.children(recursive=True), process):
+                victim.kill()
             process.wait()
     assert demo(run_dir, num_processes) == 0
     for name in FILES:
