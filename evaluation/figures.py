@@ -119,6 +119,8 @@ def _label_similarity(run: Run):
     """Cosine similarities of the label embeddings, the mean over folds."""
     if not run.embeddings:
         raise Missing("left out, no fold of this run has embeddings.npz.")
+    if not run.has_label_space:
+        raise Missing("left out, this objective trains no label embeddings.")
     if len(run.labels) < 2:
         raise Missing("left out, there is one label only.")
     matrices = []
@@ -193,8 +195,9 @@ def _tsne(run: Run):
     counted = (
         f"{shown} of {total} test utterances, drawn at random," if shown < total else f"The {total} test utterances"
     )
+    labels = " and its label embeddings (large, named)" if run.has_label_space else ""
     caption = (
-        f"{counted} of fold {number} and its label embeddings (large, named), t-SNE of cosine distances as in the "
+        f"{counted} of fold {number}{labels}, t-SNE of cosine distances as in the "
         "paper's Fig. 3. Only neighbourhoods mean something here, not distances or sizes."
     )
     return figure, caption, f"t-SNE map of fold {number}. {_nearest_in_words(run, number)}"
@@ -241,7 +244,8 @@ def _draw_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
     arrays, references = run.embeddings[number], _references(run, number)
     total = len(references)
     chosen = np.sort(np.random.default_rng(0).permutation(total)[:MAX_TSNE_POINTS])
-    points = np.concatenate([arrays["audio_embeds"][chosen], arrays["label_embeds"]]).astype(float)
+    anchored = arrays["labels"].tolist() if run.has_label_space else []
+    points = np.concatenate([arrays["audio_embeds"][chosen], arrays["label_embeds"][: len(anchored)]]).astype(float)
     # scikit-learn wants a perplexity below the number of points, and PCA no fewer dimensions than it returns.
     perplexity = min(30.0, (len(points) - 1) / 3)
     init = "pca" if points.shape[1] >= 2 else "random"
@@ -256,7 +260,7 @@ def _draw_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
         look = {"color": colour, "marker": marker, "linewidths": 0}
         size = 16 if large else 7
         axes.scatter(*utterances[rows].T, s=size, alpha=0.65, label=label, rasterized=True, **look)
-    for label, (x, y) in zip(arrays["labels"].tolist(), anchors):
+    for label, (x, y) in zip(anchored, anchors):
         index = run.labels.index(label)
         size = 150 if large else 55
         axes.scatter(
@@ -282,6 +286,8 @@ def _draw_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
 def _nearest_in_words(run: Run, number: int) -> str:
     """What a map shows, counted in the embedding space itself: whose nearest label embedding is its own."""
     arrays, references = run.embeddings[number], _references(run, number)
+    if not run.has_label_space:
+        return f"{len(references)} utterances without label embeddings, which this objective does not train."
     nearest = arrays["labels"][(arrays["audio_embeds"] @ arrays["label_embeds"].T).argmax(axis=1)]
     counts = [
         f"{label} {(nearest[references == label] == label).sum()} of {(references == label).sum()}"
@@ -333,8 +339,9 @@ def _learning_curves(run: Run):
 
 
 def _reliability(run: Run):
-    """Reliability diagrams of both heads in 15 bins, and under them how confident the heads are."""
-    heads = {head: head_probabilities(run.rows, run.labels, head) for head in ("label", "classifier")}
+    """Reliability diagrams of the trained heads in 15 bins, and under them how confident the heads are."""
+    trained = ("label", "classifier") if run.has_label_space else ("classifier",)
+    heads = {head: head_probabilities(run.rows, run.labels, head) for head in trained}
     if any(probabilities is None for probabilities in heads.values()):
         raise Missing("left out, predictions.csv has no probabilities.")
     own = run.recipe.get("prediction_head", "label")
@@ -344,7 +351,8 @@ def _reliability(run: Run):
     upper.plot([0, 100], [0, 100], color="#8A8A8A", linestyle="--", linewidth=1)
     upper.annotate("as right as confident", (8, 10), rotation=33, color="#666666", fontsize=8, va="bottom")
     words = []
-    for index, (head, probabilities) in enumerate(heads.items()):
+    for head, probabilities in heads.items():
+        index = ("label", "classifier").index(head)
         confidences = probabilities.max(axis=1)
         right = np.array(run.labels)[probabilities.argmax(axis=1)] == references
         bins = reliability(confidences, right)

@@ -42,6 +42,11 @@ class Run:
         return self.results["pooled"]["labels"]
 
     @property
+    def has_label_space(self) -> bool:
+        """Whether training tied utterances to label embeddings: without, their places among each other are chance."""
+        return self.recipe.get("label_anchors", True) and self.recipe.get("contrastive_weight", 1) > 0
+
+    @property
     def rows(self) -> list[dict[str, str]]:
         """The predictions of all folds."""
         return [row for rows in self.predictions.values() for row in rows]

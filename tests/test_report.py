@@ -183,6 +183,17 @@ def test_an_old_run_goes_without_what_it_lacks(tmp_path):
         assert "best epoch on test" not in text.lower()
 
 
+def test_a_baseline_is_not_shown_with_label_embeddings_that_nothing_trained(tmp_path):
+    folder = make_run(tmp_path / "ce")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "label_anchors": False, "contrastive_weight": 0.0}))
+    plots, left_out = draw_figures(load_run(folder))
+    words = {plot.name: f"{plot.caption} {plot.alt}" for plot in plots}
+    assert left_out == ["Label similarities: left out, this objective trains no label embeddings."]
+    assert "label embeddings (large, named)" not in words["tsne"] and "nearest label" not in words["tsne"]
+    assert "label head" not in words["reliability"] and "classifier head" in words["reliability"]
+
+
 def test_latex_row(run_dir, capsys):
     main([str(run_dir), "--latex"])
     comment, row = capsys.readouterr().out.splitlines()
