@@ -9,6 +9,7 @@ import soundfile
 from conftest import LABELS
 
 from lascl import LaSCLForAudioClassification, load_corpus
+from lascl.data.public_corpora import PUBLIC_CORPORA
 from lascl.evaluation.readme import render
 
 
@@ -81,3 +82,13 @@ def test_commands_and_files_that_it_names_exist():
         assert (ROOT / name).exists() or (ROOT / name).name in ("results.json",), name
     for folder in re.findall(r"^\| `(\w+)/`", README, re.MULTILINE):
         assert (ROOT / folder).is_dir(), folder
+
+
+def test_the_readme_lists_every_corpus_with_its_count_and_licence():
+    lines = [line for line in README.splitlines() if line.startswith("| `")]
+    for corpus in PUBLIC_CORPORA.values():
+        (line,) = [line for line in lines if line.startswith(f"| `{corpus.name}` |")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1:5] == [corpus.title, corpus.language, str(corpus.num_speakers), str(sum(corpus.counts.values()))]
+        assert cells[6].startswith(f"{corpus.license}: <{corpus.url}>")
+    assert any(line.startswith("| `iemocap` |") and "| 5531 (four classes) |" in line for line in lines)
