@@ -115,7 +115,7 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
             continue
         process.print(
             f"Fold {fold.number} of {len(folds)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test, "
-            f"speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'][:])))} held out.",
+            f"of the speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'][:])))}.",
             *gaps(corpus, fold),
         )
         extractor, runtime_s = train_fold(recipe, corpus, fold, fold_dir, *encoders)
@@ -142,9 +142,15 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
     caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
     selection = "the last epoch is tested" if recipe.selection == "last" else "the epoch best in validation is tested"
     validation = "no validation" if recipe.validation == "none" else f"validation by {recipe.validation}"
+    shared = set().union(*(fold.shared_speakers(corpus) for fold in folds))
+    sides = (
+        "The official folds have speakers in training AND in test: these are no scores of unseen voices"
+        if shared
+        else "No speaker is on two sides of a fold"
+    )
     notes = [
-        f"Corpus: {recipe.corpus}{caveat}. No speaker is on two sides of a fold; {selection}; {validation}. Scores are "
-        f"of the {recipe.prediction_head} head unless marked."
+        f"Corpus: {recipe.corpus}{caveat}. {sides}; {selection}; {validation}. Scores are of the "
+        f"{recipe.prediction_head} head unless marked."
     ]
     if num_skipped:
         notes.append(f"{num_skipped} utterances whose audio cannot be used are left out, see skipped.csv.")

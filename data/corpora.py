@@ -13,6 +13,8 @@ from pathlib import Path
 import datasets
 
 from lascl.data.checked_audio import check_audio
+from lascl.data.emobox import read_emobox
+from lascl.data.hub_corpora import read_hub_dataset
 from lascl.data.iemocap import read_iemocap
 from lascl.data.public_corpora import PUBLIC_CORPORA, read_public
 from lascl.data.synthetic import SYNTHETIC_LABELS, generate_synthetic_corpus
@@ -211,6 +213,8 @@ def _read_synthetic(data_dir, *, allow_partial, num_speakers=10, utterances_per_
 
 _READERS = {
     "csv": _read_csv,
+    "emobox": read_emobox,
+    "hf": read_hub_dataset,
     "iemocap": read_iemocap,
     "synthetic": _read_synthetic,
     **{name: partial(read_public, corpus) for name, corpus in PUBLIC_CORPORA.items()},

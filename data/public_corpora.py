@@ -4,9 +4,9 @@ The file name tells everything about an utterance, so nothing but the audio is r
 what is above the part of the path that `pattern` describes is ignored, and so are other files (`._*` of macOS, songs,
 video, transcripts). A file's suffix is `.wav` or `.flac`, in any case.
 
-Words are those of EmoDB (anger, disgust, fear, happiness, neutral, sadness) and surprise, whatever the corpus calls them,
-so that corpora can be joined. Where the name tells the text that is spoken, the column `text_id` has its code (two rows
-of a corpus with the same code say the same words); where it tells the intensity, the column `intensity` has that.
+Words are those of EmoDB (anger, disgust, fear, happiness, neutral, sadness) and surprise, whatever the corpus calls
+them, so that corpora can be joined. Where the name tells the text that is spoken, the column `text_id` has its code
+(two rows of a corpus with the same code say the same words); where it tells the intensity, `intensity` has that.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ PUBLIC_CORPORA = {
             name="aesdd",
             title="Acted Emotional Speech Dynamic Database",
             example="a01 (1).wav",
-            # Emotion, utterance, (speaker), and a letter for another take. Utterance 20 is improvised: its words differ.
+            # Emotion, utterance, (speaker), and a letter for another take. Utterance 20 is improvised: other words.
             # The corpus grows, and its authors give no exact count: expected are the 604 of the copy that EmoBox uses.
             pattern=r"(?P<id>(?P<label>[adfhs])(?P<text>[012]\d) \(0?(?P<speaker>\d)\)[ab]?)",
             labels={"a": "anger", "d": "disgust", "f": "fear", "h": "happiness", "s": "sadness"},

@@ -1,7 +1,7 @@
 """Puts the numbers of `results/` between the README's markers: `python -m lascl.evaluation.readme README.md`.
 
-A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of a run directory's small
-files. What it says is computed from the predictions there; a run of uncommitted code is refused.
+A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of the small files of a run
+directory or of a study. What it says is computed from the predictions there; a run of uncommitted code is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from lascl.evaluation.results import results_table, summarise_run
+from lascl.evaluation.studies import study_table, summarise_study
 
 
 BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -30,8 +31,23 @@ def render(readme: str, results_dir: str | Path) -> str:
 
 
 def _block(folder: Path) -> str:
+    if (folder / "study.json").is_file():
+        return _study(folder)
+    return f"\n{results_table(_checked_results(folder))}\n\n{_provenance(folder)}\n\n"
+
+
+def _study(folder: Path) -> str:
+    stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    names, seeds = [variant["name"] for variant in stored["variants"]], stored["seeds"]
+    for name in names:
+        for seed in seeds:
+            _checked_results(folder / name / f"seed-{seed}")
+    results = summarise_study(folder, names, seeds)
+    return f"\n{study_table(results)}\n\n{_provenance(folder / names[0] / f'seed-{seeds[0]}')}\n\n"
+
+
+def _checked_results(folder: Path) -> dict:
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     commit = environment["commit"]
     if commit is None or commit.endswith("-dirty"):
@@ -39,11 +55,16 @@ def _block(folder: Path) -> str:
     results = summarise_run(folder, stored["pooled"]["labels"])
     if results != stored:
         raise ValueError(f"{folder}/results.json does not follow from the predictions beside it.")
-    line = (
+    return results
+
+
+def _provenance(folder: Path) -> str:
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    return (
         f"`{recipe['corpus']}`, {recipe['num_train_epochs']:g} epochs, seed {recipe['seed']}, one run of commit "
-        f"`{commit[:10]}` on {environment['device']}; per cent."
+        f"`{environment['commit'][:10]}` on {environment['device']}; per cent."
     )
-    return f"\n{results_table(results)}\n\n{line}\n\n"
 
 
 if __name__ == "__main__":

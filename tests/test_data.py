@@ -120,7 +120,7 @@ def test_litter_is_not_audio_and_folders_do_not_matter(tmp_path):
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path):
-    with pytest.raises(ValueError, match="Unknown corpus 'emodbb'. Known: .*csv, emodb, .*synthetic"):
+    with pytest.raises(ValueError, match="Unknown corpus 'emodbb'. Known: .*csv, .*emodb, .*synthetic"):
         load_corpus("emodbb")
     with pytest.raises(ValueError, match="emodb needs data_dir"):
         load_corpus("emodb")
