@@ -200,6 +200,7 @@ def test_train_py_in_two_processes_finishes_and_writes_the_run_once(run_by_torch
     assert steps[-1]["step"] == 2
     assert sorted(path.name for path in (run / "fold-1").iterdir()) == [
         "checkpoint",
+        "embeddings.npz",
         "log_history.json",
         "metrics.json",
         "predictions.csv",
@@ -213,7 +214,8 @@ def test_train_py_in_two_processes_prints_nothing_twice(run_by_torchrun):
     assert sum(line.startswith("Corpus: emodb.") for line in printed) == 1
     assert [line for line in printed if printed.count(line) > 1] == []
     # Progress bars rewrite their line; what is left on stderr are messages and warnings.
-    messages = [line.strip() for line in done.stderr.splitlines() if line.strip() and "it/s" not in line]
+    lines = [line.replace("\x1b[A", "").strip() for line in done.stderr.splitlines()]
+    messages = [line for line in lines if line and "it/s" not in line]
     assert [line for line in messages if messages.count(line) > 1] == []
 
 
