@@ -1,8 +1,9 @@
 """EmoBox (Ma et al. 2024, doi:10.21437/Interspeech.2024-788): its manifests, and with them its official folds.
 
 A corpus's folder there holds `fold_K/<corpus>_{train,test,valid}_fold_K.jsonl` and `label_map.json`. A line has `key`,
-`dataset`, `wav` (a path below `downloads/<corpus>/`), `emo` (the corpus's own label) and `length` in seconds; it does
-not have the speaker. In some corpora (EmoDB among them) the same speakers are in training and in test.
+`dataset`, `wav` (a path below `downloads/<corpus>/`), `emo` (the corpus's own label) and `length` in seconds. Speakers
+are in `data.seg.wrd.stm` beside it, where there is one, a line an utterance: key, channel, speaker, start, end, words.
+In some corpora (EmoDB among them) the same speakers are in training and in test.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lascl.data.folds import TRAIN
 from lascl.data.public_corpora import PUBLIC_CORPORA
 
 
-# Where the manifest's name does not tell the speaker.
+# Where neither the file's name nor EmoBox tells the speaker.
 UNKNOWN_SPEAKER = "unknown"
 _MANIFEST = re.compile(r".+_(?P<side>train|test|valid)_fold_?(?P<fold>\d+)\.jsonl")
 _IEMOCAP_TURN = re.compile(r"(?P<session>Ses0\d)[FM]_\w+_(?P<talker>[FM])\w+")
@@ -28,13 +29,14 @@ def read_emobox(data_dir: str | Path | None, *, allow_partial: bool, audio_dir: 
         data_dir: a corpus's folder of EmoBox, such as `EmoBox/data/emodb`.
         allow_partial: go on although audio files are missing, without them.
         audio_dir: where the corpus lies: the folder that holds `downloads/`, or the corpus's own folder; by default
-            `data_dir`.
+            `data_dir` or a folder above it, as in a clone of EmoBox. For a video that the manifest names, the WAV of
+            the same name.
 
     Returns:
         (rows, labels): rows with `id` (the manifest's key), `audio`, `label` (through `label_map.json`, in lower
-        case), `speaker` (for IEMOCAP and the corpora of `PUBLIC_CORPORA`, by the file's name; else `unknown`),
-        `session` (IEMOCAP), and `fold`: the number of the fold that tests it, `train` if none does; with one fold,
-        `train`, `test` or `valid`.
+        case), `speaker` (by the file's name for IEMOCAP and the corpora of `PUBLIC_CORPORA`; else EmoBox's, or
+        `unknown`), `session` (IEMOCAP), and `fold`: the number of the fold that tests it, `train` if none does; with
+        one fold, `train`, `test` or `valid`.
 
     Raises:
         ValueError: no manifests, an utterance that two folds test or that a fold neither tests nor trains on, one that
@@ -52,17 +54,19 @@ def read_emobox(data_dir: str | Path | None, *, allow_partial: bool, audio_dir: 
     names = _fold_names(sides)
     path = root / "label_map.json"
     words = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    roots = [root, *root.parents] if audio_dir is None else [audio_root]
+    speakers = _read_speakers(root)
     rows, missing = [], []
     for key, entry in entries.items():
         if "start_time" in entry:
             raise ValueError(f"emobox: {key} is a part of {entry['wav']}. Cut the file, and use the corpus csv.")
         if words and entry["emo"] not in words:
             raise ValueError(f"emobox: {path} has no word for the label {entry['emo']!r} of {key}. Add it.")
-        audio = _find_audio(audio_root, entry)
+        audio = _find_audio(roots, entry)
         if audio is None:
             missing.append(entry["wav"])
             continue
-        speaker, session = _who_talks(entry)
+        speaker, session = _who_talks(entry, speakers)
         rows.append(
             {
                 "id": key,
@@ -120,17 +124,28 @@ def _fold_names(sides: dict[int, dict[str, set[str]]]) -> dict[str, str]:
     return {key: names.get(key, TRAIN) for key in everything}
 
 
-def _find_audio(root: Path, entry: dict) -> Path | None:
-    relative = entry["wav"]
-    inside = relative.removeprefix(f"downloads/{entry['dataset']}/")
-    return next((path for path in (root / relative, root / inside) if path.is_file()), None)
+def _read_speakers(root: Path) -> dict[str, str]:
+    path = root / "data.seg.wrd.stm"
+    if not path.is_file():
+        return {}
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    return {cells[0]: cells[2] for cells in lines if len(cells) > 4 and not cells[0].startswith(";;")}
 
 
-def _who_talks(entry: dict) -> tuple[str, str | None]:
+def _find_audio(roots: list[Path], entry: dict) -> Path | None:
+    relative = Path(entry["wav"])
+    inside = Path(entry["wav"].removeprefix(f"downloads/{entry['dataset']}/"))
+    if relative.suffix == ".mp4":
+        relative, inside = relative.with_suffix(".wav"), inside.with_suffix(".wav")
+    return next((path for root in roots for path in (root / relative, root / inside) if path.is_file()), None)
+
+
+def _who_talks(entry: dict, speakers: dict[str, str]) -> tuple[str, str | None]:
     """Speaker and session."""
     stem = entry["wav"].rpartition(".")[0]
+    # The name comes first: what EmoBox has for IEMOCAP is whose recording it is, not who talks.
     if turn := _IEMOCAP_TURN.fullmatch(Path(stem).name):
         return turn["session"] + turn["talker"], turn["session"][-1]
     corpus = PUBLIC_CORPORA.get(entry["dataset"])
     match = corpus and re.fullmatch(f"(?:.*/)?{corpus.pattern}", stem)
-    return (corpus.speaker(match["speaker"]) if match else UNKNOWN_SPEAKER), None
+    return (corpus.speaker(match["speaker"]) if match else speakers.get(entry["key"], UNKNOWN_SPEAKER)), None

@@ -29,7 +29,8 @@ def read_hub_dataset(
     """Reads a data set through `datasets`; its audio is decoded by soundfile.
 
     Args:
-        data_dir: a local data set: what `save_to_disk` wrote, or a folder that `load_dataset` understands.
+        data_dir: a local data set: what `save_to_disk` wrote, or a folder that `load_dataset` understands (Parquet;
+            plain folders of audio need the package torchcodec for it).
         allow_partial: not used: nothing says what is complete.
         dataset_name, dataset_config, revision: of a data set on the Hub; without `data_dir`.
         split: by default all, joined.
@@ -82,7 +83,12 @@ def _load(data_dir, dataset_name, dataset_config, revision) -> datasets.DatasetD
         on_disk = (root / "dataset_info.json").is_file() or (root / "dataset_dict.json").is_file()
         loaded = datasets.load_from_disk(str(root)) if on_disk else datasets.load_dataset(str(root))
     except Exception as error:  # datasets has no error of its own: a missing name raises what its parts raise
-        raise ValueError(f"hf: the data set cannot be loaded ({str(error).strip().splitlines()[0]}).") from error
+        cause = error
+        while cause.__cause__ is not None:  # the outermost says only that an error occurred
+            cause = cause.__cause__
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        hint = " For a folder of audio files, write a manifest and use the corpus csv." if data_dir is not None else ""
+        raise ValueError(f"hf: the data set cannot be loaded ({reason}).{hint}") from error
     return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"all": loaded})
 
 

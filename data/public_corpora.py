@@ -5,8 +5,9 @@ what is above the part of the path that `pattern` describes is ignored, and so a
 video, transcripts). A file's suffix is `.wav` or `.flac`, in any case.
 
 Words are those of EmoDB (anger, disgust, fear, happiness, neutral, sadness) and surprise, whatever the corpus calls
-them, so that corpora can be joined. Where the name tells the text that is spoken, the column `text_id` has its code
-(two rows of a corpus with the same code say the same words); where it tells the intensity, `intensity` has that.
+them, so that these corpora can be joined; IEMOCAP has its usual adjectives. Where the name tells the text that is
+spoken, the column `text_id` has its code (two rows of a corpus with the same code say the same words); where it tells
+the intensity, `intensity` has that.
 """
 
 from __future__ import annotations

@@ -87,6 +87,23 @@ def test_iemocap_s_names_tell_who_talks(tmp_path):
     assert (fold.train, fold.test) == ([0], [1])
 
 
+def test_a_clone_of_emobox_is_enough_and_tells_speakers(tmp_path):
+    keys = {"dia0_utt1": "joy", "dia0_utt2": "joy", "dia1_utt1": "joy"}
+    sides = {"train": ["dia0_utt1", "dia0_utt2"], "test": ["dia1_utt1"]}
+    root = emobox(tmp_path, "meld", {1: sides}, keys, {"joy": "Happy"}, wav="clips/{key}.wav")
+    for path in root.glob("fold_1/*.jsonl"):
+        path.write_text(path.read_text().replace(".wav", ".mp4"))
+    (tmp_path / "EmoBox" / "downloads").mkdir()
+    (tmp_path / "audio").rename(tmp_path / "EmoBox" / "downloads" / "meld")
+    assert load_corpus("emobox", root)["speaker"][:] == ["unknown"] * 3
+    lines = [
+        f"meld-{key} 1 {who} 0 1.5 <id=meld-{key},lang=en> joy" for key, who in zip(keys, ("Ross", "Joey", "Ross"))
+    ]
+    (root / "data.seg.wrd.stm").write_text("\n".join([";; comment", *lines]) + "\n")
+    corpus = load_corpus("emobox", root)
+    assert corpus["speaker"][:] == ["Ross", "Joey", "Ross"] and corpus["fold"][:] == ["train", "train", "test"]
+
+
 def test_what_is_wrong_with_manifests_is_said(emodb, tmp_path):
     with pytest.raises(ValueError, match="5 of 5 files are not below .*such as downloads/emodb/"):
         load_corpus("emobox", emodb)
@@ -151,7 +168,7 @@ def test_what_is_wrong_with_a_data_set_is_said(table, tmp_path):
         load_corpus("hf", tmp_path / "set", split="test", **COLUMNS)
     with pytest.raises(ValueError, match="either data_dir .* or the option dataset_name"):
         load_corpus("hf")
-    with pytest.raises(ValueError, match="the data set cannot be loaded"):
+    with pytest.raises(ValueError, match="the data set cannot be loaded .*nowhere does not exist.*use the corpus csv"):
         load_corpus("hf", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="hf has no option 'dataset'"):
         load_corpus("hf", tmp_path / "set", dataset="x")
