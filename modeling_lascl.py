@@ -18,10 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
+from transformers.utils.hub import cached_file, extract_commit_hash, hf_api
 
 from .configuration_lascl import LaSCLConfig
 from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder
+
+
+logger = logging.get_logger(__name__)
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -264,11 +268,19 @@ class LaSCLPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.layer_weights)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers. Loading makes every parameter trainable, so what stays frozen is frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers. Loading makes every parameter trainable, so what stays frozen is frozen again.
+
+        `config._commit_hash` has the commit of a checkpoint from the Hub, so that `set_labels` finds what belongs to
+        it even if its branch has moved on; transformers keeps the name alone. It is never saved.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.base_model.freeze_constants()
+        if pretrained_model_name_or_path is not None and not os.path.isdir(pretrained_model_name_or_path):
+            where = {name: kwargs[name] for name in ("revision", "cache_dir", "subfolder") if name in kwargs}
+            file = find_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)
+            model.config._commit_hash = extract_commit_hash(file, None)
         return loaded
 
 
@@ -381,8 +393,9 @@ class LaSCLModel(LaSCLPreTrainedModel):
     def set_labels(self, labels: list[str], template: str | None = None):
         """Makes the model answer these label words, whatever it was trained on.
 
-        The text encoder comes from the checkpoint's own `text_encoder/` folder if it has one, else from
-        `config.text_encoder`; it is released afterwards.
+        The text encoder comes from the checkpoint's own `text_encoder/` folder if it has one (of the same commit, if
+        the checkpoint came from the Hub), else from `config.text_encoder`; it is released afterwards. Before anything
+        is downloaded, a warning says what and how large.
 
         Args:
             labels: K different words or phrases.
@@ -392,17 +405,36 @@ class LaSCLModel(LaSCLPreTrainedModel):
             ValueError: no labels, repeated labels, a template without `{label}`, or no known text encoder.
             OSError: the text encoder could not be loaded.
         """
-        name, revision = self.config.text_encoder, self.config.text_encoder_revision
+        labels = checked_labels(labels)
+        name, revision, subfolder = self._find_text_encoder()
+        announce_download(name, revision, subfolder)
+        try:
+            text_encoder, tokenizer = load_text_encoder(name, revision, subfolder)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise OSError(
+                f"New labels need the text encoder {described(name, revision, subfolder)}, which could not be loaded "
+                f"({reason}). Is the Hub reachable? Else set model.config.text_encoder to a folder that holds it."
+            ) from error
+        self._set_labels(labels, template, text_encoder, tokenizer)
+
+    def _find_text_encoder(self) -> tuple[str, str | None, str]:
+        """Hub name or folder, revision and subfolder."""
         checkpoint = self.config._name_or_path  # empty for a model that was not loaded
         folder = os.path.join(checkpoint, "text_encoder")
         if checkpoint and os.path.isdir(folder):
-            name, revision = folder, None
-        if name is None:
+            return folder, None, ""
+        commit = getattr(self.config, "_commit_hash", None)
+        # Only its configuration is fetched here. What cannot be reached now counts as absent: `config.text_encoder`
+        # is the same encoder, and may be in the cache.
+        if commit and find_file(checkpoint, "config.json", revision=commit, subfolder="text_encoder"):
+            return checkpoint, commit, "text_encoder"
+        if self.config.text_encoder is None:
             raise ValueError(
                 "This model does not know its text encoder, so it cannot embed new labels. Set "
                 "model.config.text_encoder to a Hub name or a folder."
             )
-        self._set_labels(labels, template, *load_text_encoder(name, revision))
+        return self.config.text_encoder, self.config.text_encoder_revision, ""
 
     def _set_labels(self, labels, template, text_encoder, tokenizer):
         labels, template = checked_labels(labels), template or self.config.label_template
@@ -465,11 +497,15 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         audio_encoder = load_audio_encoder(audio, revision=audio_encoder_revision, window_s=window_s)
         text_encoder, tokenizer = load_text_encoder(text, config.get("text_encoder_revision"))
         # Copies, because LaSCLConfig resets the attention implementation that the loaded encoders have chosen.
+        for encoder in (audio_encoder, text_encoder):
+            if os.path.isdir(encoder.config._name_or_path):
+                encoder.config._name_or_path = ""  # nobody's business once the checkpoint is published
         model = cls(
             LaSCLConfig(
                 audio_config=copy.deepcopy(audio_encoder.config),
                 text_config=copy.deepcopy(text_encoder.config),
-                text_encoder=text,
+                # Absolute, so that it is found from elsewhere and never taken for a Hub name.
+                text_encoder=os.path.abspath(text) if os.path.isdir(text) else text,
                 id2label=dict(enumerate(labels)),
                 **config,
             )
@@ -574,12 +610,50 @@ def checked_labels(labels) -> list[str]:
     return labels
 
 
-def load_text_encoder(name_or_path: str, revision: str | None = None):
+def load_text_encoder(name_or_path: str, revision: str | None = None, subfolder: str = ""):
     """The frozen text encoder, float32, in evaluation mode, and its tokenizer. Of an encoder-decoder, the encoder."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main")
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision or "main")
-    encoder = AutoModel.from_pretrained(name_or_path, revision=revision or "main", dtype=torch.float32)
+    where = {"revision": revision or "main", "subfolder": subfolder}
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
+    config = AutoConfig.from_pretrained(name_or_path, **where)
+    encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **where)
     return (encoder.get_encoder() if config.is_encoder_decoder else encoder).eval(), tokenizer
+
+
+def find_file(name_or_path: str, file: str, **where) -> str | None:
+    """Path of a file of a repository, fetched if need be; `None` if it is absent or cannot be reached."""
+    return cached_file(
+        name_or_path,
+        file,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **where,
+    )
+
+
+def described(name_or_path: str, revision: str | None, subfolder: str) -> str:
+    """A Hub name or folder in words, with its revision if it has one."""
+    place = f"{subfolder}/ of {name_or_path}" if subfolder else name_or_path
+    return f"{place} at {revision}" if revision else place
+
+
+def announce_download(name_or_path: str, revision: str | None, subfolder: str):
+    """Warns of weights that must be downloaded, with their size; says nothing if they are here."""
+    if os.path.isdir(name_or_path):
+        return
+    where = {"revision": revision or "main"}
+    try:
+        entries = list(hf_api().list_repo_tree(name_or_path, subfolder or None, **where))
+    except Exception:  # offline, no such repository, ...: loading comes next and says it, or finds all in the cache
+        return
+    sizes = {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+    weights = [path for path in sizes if path.endswith(".safetensors")]
+    weights = weights or [path for path in sizes if os.path.basename(path).startswith("pytorch_model")]
+    missing = [path for path in weights if find_file(name_or_path, path, local_files_only=True, **where) is None]
+    if missing:
+        size_mb = sum(sizes[path] for path in missing) / 1e6
+        encoder = described(name_or_path, revision, subfolder)
+        logger.warning(f"New labels need the text encoder {encoder}: downloading {size_mb:.1f} MB.")
 
 
 @torch.no_grad()

@@ -8,35 +8,51 @@ Reads like section 3.2 of the paper. Everything lands in the run directory (`out
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import math
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import PartialState
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, make_folds
+from lascl import (
+    LaSCLConfig,
+    LaSCLForAudioClassification,
+    LaSCLTrainer,
+    LaSCLTrainingArguments,
+    load_corpus,
+    make_folds,
+)
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
 from lascl.encoders_lascl import build_audio_encoder
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
+from lascl.hub.card import fold_card
+from lascl.hub.publish import FULL_DATA, BackgroundPublisher
 from lascl.report import write_report
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
-from lascl.training.recipe import Recipe, parse_recipe
+from lascl.training.recipe import FIXED_BY_WEIGHTS, Recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
 from lascl.training.trainer import build_batch_sampler
 
 
-CARD = Path(__file__).resolve().parent / "model_card.md"
+# Of a checkpoint that training starts from, what the recipe decides nevertheless.
+LOSS_FIELDS = (
+    *("contrastive_temperature", "contrastive_weight", "divergence_weight", "label_anchors"),
+    *("prediction_head", "freeze_feature_encoder"),
+)
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
 NOT_LOGGED = ("_runtime", "_per_second", "total_flos")
 
@@ -63,16 +79,29 @@ def main(argv: list[str] | None = None):
                 write_json(run_dir / "protocol.json", describe(recipe, corpus, folds, num_skipped=len(skipped)))
                 if skipped:
                     write_csv(run_dir / "skipped.csv", skipped)
-            encoders = ready_encoders(recipe, run_dir)
+            encoders = ready_start(recipe, corpus) if recipe.init_from else ready_encoders(recipe, run_dir)
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    publisher = None
+    if recipe.push_to_hub and PartialState().is_main_process:
+        publisher = BackgroundPublisher(
+            run_dir,
+            recipe.hub_model_id,
+            private=recipe.hub_private_repo,
+            hub_main=recipe.hub_main,
+            publish_text_encoder=recipe.publish_text_encoder,
+        )
     try:
-        cross_validate(recipe, run_dir, corpus, folds, encoders)
+        cross_validate(recipe, run_dir, corpus, folds, encoders, publisher)
         if PartialState().is_main_process:
             report(run_dir, labels=corpus.features["label"].names)
         PartialState().wait_for_everyone()
-    except Exception as error:
+        if recipe.hub_main == "full_data":
+            train_on_everything(recipe, run_dir, corpus, encoders)
+    except BaseException as error:
+        if publisher:
+            publisher.cancel()
         if not is_disk_full(error):
             raise
         print(
@@ -82,7 +111,9 @@ def main(argv: list[str] | None = None):
         )
         sys.exit(2)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        torch.distributed.destroy_process_group()  # before the network is waited for, which others would time out on
+    if publisher:
+        publisher.finish()
 
 
 def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]:
@@ -104,8 +135,9 @@ def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]
     return corpus, [{"id": id, "reason": reason} for id, reason in skipped or []]
 
 
-def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], encoders: tuple[str, str]):
-    """Trains and predicts the recipe's folds, each unless it is complete: then it has `metrics.json`."""
+def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], encoders: tuple[str, str], publisher=None):
+    """Trains and predicts the recipe's folds, each unless it is complete: then it has `metrics.json`. Each that is
+    finished here is handed to the publisher, if there is one."""
     process, labels = PartialState(), corpus.features["label"].names
     chosen = recipe.fold_numbers(len(folds))
     for fold in (fold for fold in folds if fold.number in chosen):
@@ -133,7 +165,25 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
             run = {"fold": fold.number, "commit": environment()["commit"], "train_runtime_s": runtime_s}
             write_json(fold_dir / "metrics.json", {**run, **scores})  # last: it marks the fold as complete
             shutil.rmtree(fold_dir / "trainer", ignore_errors=True)
+        if publisher:
+            publisher.add(fold.number)
         process.wait_for_everyone()
+
+
+def train_on_everything(recipe: Recipe, run_dir: Path, corpus, encoders: tuple[str, str]):
+    """One more training, on every utterance, as long as that of a fold: `full-data/checkpoint`, which has no held-out
+    score. Nothing is left to select an epoch by, so it is the last."""
+    folder = run_dir / FULL_DATA
+    if (folder / "checkpoint").is_dir():
+        PartialState().print("Training on everything: complete, kept.")
+    else:
+        PartialState().print(f"Training on everything: {len(corpus)} utterances.")
+        recipe = copy.copy(recipe)
+        recipe.selection = "last"
+        train_fold(recipe, corpus, Fold(0, list(range(len(corpus))), []), folder, *encoders)
+        if PartialState().is_main_process:
+            shutil.rmtree(folder / "trainer", ignore_errors=True)
+    PartialState().wait_for_everyone()
 
 
 def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dict:
@@ -152,6 +202,11 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
         f"Corpus: {recipe.corpus}{caveat}. {sides}; {selection}; {validation}. Scores are of the "
         f"{recipe.prediction_head} head unless marked."
     ]
+    if recipe.init_from:
+        notes.append(
+            "Training started from another LaSCL checkpoint: if that one heard speakers of this corpus, these scores "
+            "are too good."
+        )
     if num_skipped:
         notes.append(f"{num_skipped} utterances whose audio cannot be used are left out, see skipped.csv.")
     notes += [sentence for fold in folds for sentence in gaps(corpus, fold)]
@@ -165,6 +220,7 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
                 **{side: len(getattr(fold, side)) for side in ("train", "validation", "test")},
                 "test_speakers": sorted({columns["speaker"][row] for row in fold.test}),
                 "validation_speakers": sorted({columns["speaker"][row] for row in fold.validation}),
+                "train_ids_hash": ids_hash(columns["id"][row] for row in fold.train),
             }
             for fold in folds
         ],
@@ -180,6 +236,11 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
     if "improvised" in columns:
         description["improvised_ids"] = sorted(columns["id"][row] for _, row in tested if columns["improvised"][row])
     return {**description, "notes": notes}
+
+
+def ids_hash(ids: Iterable[str]) -> str:
+    """BLAKE2b, 128 bits, of the sorted ids, one a line: whoever has the corpus can tell what a model was trained on."""
+    return hashlib.blake2b("\n".join(sorted(ids)).encode(), digest_size=16).hexdigest()
 
 
 def gaps(corpus, fold: Fold) -> list[str]:
@@ -207,18 +268,21 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     window_s = math.ceil(min(longest_s, recipe.max_duration_s))
 
     set_seed(args.seed)  # of the projections and the classifier, which are new
-    model = LaSCLForAudioClassification.from_encoders(
-        audio_encoder,
-        text_encoder,
-        labels,
-        audio_encoder_revision=recipe.audio_encoder_revision,
-        window_s=window_s,
-        **recipe.model_config(),
-    )
+    if recipe.init_from:
+        model = start_from(audio_encoder, labels, recipe)
+    else:
+        model = LaSCLForAudioClassification.from_encoders(
+            audio_encoder,
+            text_encoder,
+            labels,
+            audio_encoder_revision=recipe.audio_encoder_revision,
+            window_s=window_s,
+            **recipe.model_config(),
+        )
     extractor = AutoFeatureExtractor.from_pretrained(
         audio_encoder, revision=recipe.audio_encoder_revision or "main", return_attention_mask=True
     )
-    if "input_features" in extractor.model_input_names:
+    if "input_features" in extractor.model_input_names and not recipe.init_from:  # that has its window already
         extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
     limit_s = clip_limit_s(recipe, extractor)
     cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"][:])
@@ -310,6 +374,52 @@ def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
     return tuple(made)
 
 
+def ready_start(recipe: Recipe, corpus) -> tuple[str, str]:
+    """The folder of the LaSCL checkpoint that training starts from, fetched if need be, and that of its own
+    `text_encoder/`, empty if it has none.
+
+    Raises:
+        ValueError: no LaSCL checkpoint, a recipe that its weights do not fit, or a Whisper window too short.
+    """
+    folder = Path(recipe.init_from)
+    if not folder.is_dir():
+        folder = Path(
+            snapshot_download(recipe.init_from, revision=recipe.init_from_revision, ignore_patterns="figures/*")
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, LaSCLConfig):
+        raise ValueError(
+            f"init_from {recipe.init_from!r} is of the type {config.model_type!r}, not a LaSCL checkpoint. For a "
+            "speech encoder, set audio_encoder."
+        )
+    for name in FIXED_BY_WEIGHTS:
+        found, wanted = getattr(config, name), getattr(recipe, name)
+        if found != wanted:
+            raise ValueError(f"init_from has {name} {found!r}, the recipe {wanted!r}. Set {name} to {found!r}.")
+    window_s = getattr(AutoFeatureExtractor.from_pretrained(folder), "chunk_length", math.inf)
+    longest_s = min(max(corpus["duration_s"][:]), recipe.max_duration_s)
+    if longest_s > window_s:
+        raise ValueError(
+            f"init_from hears {window_s:g} s at most, and this corpus has {longest_s:.1f} s. To cut longer utterances, "
+            f"set max_duration_s to {window_s:g}."
+        )
+    text_encoder = folder / "text_encoder"
+    return str(folder), str(text_encoder) if text_encoder.is_dir() else ""
+
+
+def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAudioClassification:
+    """A LaSCL checkpoint with the recipe's losses, to be trained on these labels."""
+    settings = {name: value for name, value in recipe.model_config().items() if name in LOSS_FIELDS}
+    model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32, **settings)
+    if (labels, recipe.label_template) != (model.config.labels, model.config.label_template):
+        model.lascl.set_labels(labels, recipe.label_template)
+    if model.config.classifier_labels is not None:
+        model.classifier = torch.nn.Linear(model.classifier.in_features, len(labels))
+        model._init_weights(model.classifier)
+        model.config.classifier_labels = None
+    return model
+
+
 def save_checkpoint(model, extractor, folder: Path, recipe: Recipe, text_encoder: str):
     """A complete model repository: weights, config, code, feature extractor, card; whole or absent."""
     partial = folder.with_name(".checkpoint")
@@ -317,21 +427,12 @@ def save_checkpoint(model, extractor, folder: Path, recipe: Recipe, text_encoder
         shutil.rmtree(stale, ignore_errors=True)
     model.save_pretrained(partial)
     extractor.save_pretrained(partial)
-    if isinstance(recipe.text_encoder, dict):
+    if not isinstance(recipe.text_encoder, str) and text_encoder:
         shutil.copytree(text_encoder, partial / "text_encoder")  # random weights are nowhere else
-    card = ModelCard.from_template(
-        ModelCardData(
-            pipeline_tag="audio-classification",
-            library_name="transformers",
-            tags=["lascl", "speech-emotion-recognition"],
-        ),
-        template_path=str(CARD),
-        labels=model.config.labels,
-        corpus=recipe.corpus,
-        audio_encoder="random weights" if isinstance(recipe.audio_encoder, dict) else recipe.audio_encoder,
-        text_encoder="random weights" if isinstance(recipe.text_encoder, dict) else recipe.text_encoder,
-        max_duration_s=clip_limit_s(recipe, extractor),
-    )
+    # Filled with what is known before the fold is predicted; the published card has the scores too.
+    fold_dir = folder.parent
+    number = None if fold_dir.name == FULL_DATA else int(fold_dir.name.removeprefix("fold-"))
+    card = fold_card(fold_dir.parent, number, checkpoint=partial)
     card.save(partial / "README.md")
     partial.rename(folder)
 

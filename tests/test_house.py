@@ -12,7 +12,7 @@ import lascl
 
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "training", "evaluation")
+ROOMS = ("data", "training", "evaluation", "hub")
 MODULES = [
     *ROOT.glob("*.py"),
     *(path for room in (*ROOMS, "tests") for path in (ROOT / room).glob("*.py")),
@@ -46,7 +46,8 @@ def test_rooms_are_never_imported_bare(path):
         (["modeling_lascl.py"], ["lascl"]),
         (["data/*.py"], ["lascl.modeling_lascl", "lascl.training", "lascl.evaluation", "lascl.train"]),
         (["evaluation/*.py"], ["lascl.modeling_lascl", "lascl.training", "lascl.data", "lascl.train", "torch"]),
-        (["training/*.py"], ["lascl.train"]),
+        (["training/*.py"], ["lascl.train", "lascl.hub"]),
+        (["hub/*.py"], ["lascl.train"]),
     ],
     ids=lambda value: value[0],
 )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from lascl.configuration_lascl import LaSCLConfig
@@ -49,6 +51,8 @@ HELP = {
     "audio_encoder_revision": "branch, tag or commit on the Hub",
     "text_encoder": "Hub name or folder, for the label words; likewise",
     "text_encoder_revision": "branch, tag or commit on the Hub",
+    "init_from": "Hub name or folder of a LaSCL checkpoint to start from, instead of the two encoders",
+    "init_from_revision": "branch, tag or commit on the Hub",
     "label_template": "what the text encoder reads for a label",
     "projection_dim": "width of the joint space",
     "audio_layers": "last, or weighted: a learned sum of all layers",
@@ -60,6 +64,11 @@ HELP = {
     "divergence_weight": "lambda_2 of eq. 9",
     "label_anchors": "label embeddings take part in eq. 4",
     "prediction_head": "label or classifier",
+    "push_to_hub": "publish each fold as it is finished, beside the training of the next",
+    "hub_model_id": "org/name: the repository on the Hub; each fold becomes a branch",
+    "hub_private_repo": "of a repository that is made now; by default as the organisation has it",
+    "hub_main": "what main holds: best_validation (if there is any), first_fold, or full_data (trained on everything)",
+    "publish_text_encoder": "with the weights of the text encoder",
 }
 # Training fields that a run directory always records, beside those a recipe sets.
 RECORDED = (
@@ -76,6 +85,13 @@ RECORDED = (
     "warmup_steps",
     "weight_decay",
 )
+# Where a run is published is no part of it: whoever trains from its `recipe.yaml` again must not publish there.
+HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_main", "publish_text_encoder")
+HUB_MAIN = ("best_validation", "first_fold", "full_data")
+# Trainer's own publishing, whose failures are silent and which writes the token to a file.
+NOT_OURS = ("hub_strategy", "hub_always_push", "hub_revision")
+# Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
+FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "text_pooling")
 # Fields that cannot change what a fold learns: a run may be continued with other values.
 NOT_IDENTITY = {
     "data_dir",
@@ -117,7 +133,12 @@ class Recipe:
             fields of an encoder's configuration, whose weights then start at random.
         audio_encoder_revision: on the Hub.
         text_encoder: likewise, for the label words.
+        init_from, init_from_revision: a LaSCL checkpoint to start from, on the Hub or in a folder. It brings both
+            encoders (`audio_encoder` and `text_encoder` are then not used) and the fields of `FIXED_BY_WEIGHTS`. The
+            labels are the corpus's; unless they are the checkpoint's own, its classifier starts anew.
         freeze_feature_encoder: as in `LaSCLConfig`; by default frozen unless the encoder starts at random.
+        push_to_hub, hub_model_id, hub_private_repo, hub_main, publish_text_encoder: as for `lascl.hub.publish.publish`,
+            when a fold is finished. Not kept in `recipe.yaml`.
         The others: fields of `LaSCLConfig`, with its defaults. `training` is filled by `parse_recipe`.
     """
 
@@ -138,6 +159,8 @@ class Recipe:
     audio_encoder_revision: str | None = None
     text_encoder: str = "FacebookAI/roberta-large"
     text_encoder_revision: str | None = None
+    init_from: str | None = None
+    init_from_revision: str | None = None
     label_template: str = "{label}"
     projection_dim: int = 256
     audio_layers: str = "last"
@@ -149,6 +172,11 @@ class Recipe:
     divergence_weight: float = 0.1
     label_anchors: bool = True
     prediction_head: str = "label"
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool | None = None
+    hub_main: str | None = None
+    publish_text_encoder: bool = False
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -161,6 +189,8 @@ class Recipe:
         if self.on_bad_audio not in ("error", "skip"):
             raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
         self.folds = str(self.folds).strip("[]")
+        if self.init_from:
+            self.audio_encoder = self.audio_encoder_revision = self.text_encoder = self.text_encoder_revision = None
         if self.freeze_feature_encoder is None:
             self.freeze_feature_encoder = not isinstance(self.audio_encoder, dict)
         if self.objective not in OBJECTIVES:
@@ -176,6 +206,12 @@ class Recipe:
             )
         if self.selection == "best_validation" and self.validation == "none":
             raise ValueError("selection best_validation needs validation: session, speaker or manifest.")
+        if self.push_to_hub:
+            check_repo_id(self.hub_model_id)
+        if self.hub_main not in (None, *HUB_MAIN):
+            raise ValueError(f"hub_main must be {' or '.join(HUB_MAIN)}; found {self.hub_main!r}.")
+        if self.hub_main == "best_validation" and self.validation == "none":
+            raise ValueError("hub_main best_validation needs validation: session, speaker or manifest.")
         # Refuse impossible combinations now rather than after the corpus was read.
         LaSCLConfig(**self.model_config())
 
@@ -214,8 +250,9 @@ class Recipe:
         return LaSCLTrainingArguments(output_dir=str(output_dir), **{**chosen, **self.training})
 
     def to_dict(self) -> dict:
-        """The recipe as it would stand in a YAML file, with every default that decides a run written out."""
-        recipe = dataclasses.asdict(self)
+        """The recipe as it would stand in a YAML file, with every default that decides a run written out; without the
+        fields of publishing."""
+        recipe = {name: value for name, value in dataclasses.asdict(self).items() if name not in HUB}
         training = recipe.pop("training")
         recorded = {f.name: f.default for f in dataclasses.fields(LaSCLTrainingArguments) if f.name in RECORDED}
         return {**recipe, **recorded, **training}
@@ -236,14 +273,18 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
         SystemExit: `--help`.
     """
     parser = HfArgumentParser(
-        [Recipe, LaSCLTrainingArguments], prog="train.py", allow_abbrev=False, exit_on_error=False
+        [Recipe, LaSCLTrainingArguments],
+        prog="train.py",
+        allow_abbrev=False,
+        exit_on_error=False,
+        conflict_handler="resolve",  # of publishing, stock's own names for the same
     )
     parser.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, help="a YAML file, or a shipped recipe's name")
     kinds = {}
     for action in parser._actions:
         if action.dest not in ("help", "recipe"):
             kinds.setdefault(action.dest, action.type)
-            action.help = f"{action.help or HELP.get(action.dest, '')} (default: {action.default})".strip()
+            action.help = f"{HELP.get(action.dest) or action.help or ''} (default: {action.default})".strip()
             action.default = SUPPRESS  # so that only what was typed is found below
     try:
         namespace, unknown = parser.parse_known_args(argv)
@@ -257,14 +298,26 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     output_dir = Path(fields.pop("output_dir", f"runs/{path.stem}"))
     if "per_device_train_batch_size" in fields:
         raise ValueError("per_device_train_batch_size is derived; set global_batch_size.")
-    for name in ("push_to_hub", "hub_token"):
+    if fields.get("hub_token"):
+        raise ValueError("hub_token would be written to files; log in with `hf auth login`, or set HF_TOKEN.")
+    for name in NOT_OURS:
         if fields.get(name):
-            raise ValueError(f"{name} is not supported yet: push RUN/fold-K/checkpoint with `hf upload`.")
+            raise ValueError(f"{name} is not used: push_to_hub publishes each fold once, to its own branch.")
     own = {field.name for field in dataclasses.fields(Recipe) if field.init}
     training = {name: value for name, value in fields.items() if name not in own}
     recipe = Recipe(**{name: value for name, value in fields.items() if name in own})
     recipe.training = training
     return recipe, output_dir
+
+
+def check_repo_id(repo_id: str | None):
+    """Raises ValueError unless it is `org/name` as the Hub writes names."""
+    if "/" not in (repo_id or ""):
+        raise ValueError(f"hub_model_id must be org/name, with the organisation or user; found {repo_id!r}.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"hub_model_id must be a repository's name on the Hub: {error}") from None
 
 
 def _find_recipe(name: str) -> Path:

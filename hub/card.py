@@ -1,0 +1,305 @@
+"""The card of a published fold, filled from the files of its run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from lascl.data.public_corpora import PUBLIC_CORPORA
+from lascl.evaluation.report_data import Run, best_epoch_on_test
+from lascl.evaluation.results import read_predictions, score_rows
+from lascl.report import markdown_cell, per_cent
+from lascl.training.recipe import Recipe
+
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
+# The Hub's ids of metrics and their arguments, and what the field calls them.
+METRICS = {
+    "wa": ("accuracy", "WA (weighted accuracy: share of utterances predicted right)", None),
+    "ua": ("recall", "UA (unweighted accuracy: mean recall over the emotions)", {"average": "macro"}),
+    "macro_f1": ("f1", "macro-F1", {"average": "macro"}),
+}
+DECIMALS = 4  # of a score in the metadata: a hundredth of a per cent
+LANGUAGE_CODES = {
+    "Bangla": "bn",
+    "English": "en",
+    "French": "fr",
+    "German": "de",
+    "Greek": "el",
+    "Italian": "it",
+    "Persian": "fa",
+}
+# What decides a training and says nothing about the author's computer.
+SETTINGS = (
+    *("objective", "num_train_epochs", "max_steps", "global_batch_size", "num_views", "augmentation"),
+    *("encoder_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    *("contrastive_temperature", "contrastive_weight", "divergence_weight", "label_anchors", "label_template"),
+    *("projection_dim", "audio_layers", "audio_pooling", "text_pooling", "freeze_feature_encoder", "prediction_head"),
+    *("max_duration_s", "bf16", "fp16", "seed"),
+)
+FIGURES = {
+    "confusion": "Confusion matrix of the held-out utterances of all folds.",
+    "tsne": "t-SNE map of the held-out utterances of the run's first fold, with the label embeddings if it has any.",
+}
+# `name` or `owner/name`; a folder outside the working directory has a longer path, a leading dot or a leading slash.
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def fold_card(
+    run_dir: str | Path, fold_number: int | None, repo_id: str | None = None, *, checkpoint: str | Path | None = None
+) -> ModelCard:
+    """The card of a fold's checkpoint, or of one trained on the whole corpus, from the run's files alone.
+
+    What is not there yet is left out: the fold's scores without its `predictions.csv`, those over all folds without
+    `results.json`, the images without `figures/confusion.png` and `figures/tsne.png` (the card's paths are relative:
+    put them beside it). The same files give the same card. It names the held-out speakers, and no path of this
+    computer.
+
+    Args:
+        run_dir: with `recipe.yaml`, `environment.json` and `protocol.json`.
+        fold_number: whose checkpoint it is. `None`: one of the whole corpus; the card then says that it has no
+            held-out score of its own, and quotes the cross-validation.
+        repo_id: `org/name` of the repository, for the code in the card, which loads the branch `fold-K` (`None`:
+            `main`). Without it the code says `PATH_OR_NAME`.
+        checkpoint: the folder with `config.json` and `preprocessor_config.json`; by default the fold's, or that of
+            the first fold there is.
+
+    Returns:
+        The card. WA, UA and macro-F1 of the model's own head are in `card.data.eval_results` as fractions with four
+        decimals; their `dataset_split` is `fold-K` or `pooled`.
+
+    Raises:
+        ValueError: a file of the run is missing or damaged, or the run has no such fold.
+    """
+    run_dir = Path(run_dir)
+    recipe, environment, protocol = (
+        _read(run_dir / name) for name in ("recipe.yaml", "environment.json", "protocol.json")
+    )
+    recipe = {**Recipe().to_dict(), **recipe}  # a run of an earlier version has no field that came later
+    results = _read(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
+    sides = {side["fold"]: side for side in protocol["folds"]}
+    if fold_number is not None and fold_number not in sides:
+        raise ValueError(f"{run_dir} has no fold {fold_number}; its folds are 1 to {len(sides)}.")
+    if fold_number is None and results is None:
+        raise ValueError(f"{run_dir} has no results.json, which this card quotes. Finish the run first.")
+    fold_dir = run_dir / f"fold-{fold_number or results['folds'][0]['fold']}"
+    checkpoint = Path(checkpoint or fold_dir / "checkpoint")
+    config, extractor = (_read(checkpoint / name) for name in ("config.json", "preprocessor_config.json"))
+    labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    limit_s = min(recipe["max_duration_s"], extractor.get("chunk_length", recipe["max_duration_s"]))
+
+    scores, table, commit = {}, [], environment["commit"]
+    if fold_number and (fold_dir / "metrics.json").is_file():
+        commit = _read(fold_dir / "metrics.json")["commit"]
+    if fold_number and (fold_dir / "predictions.csv").is_file():
+        scores[f"fold-{fold_number}"] = own = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
+        best = _best_epoch(run_dir, [fold_number])
+        table.append([f"fold {fold_number}", own["n"], *_spread(own), *_spread(best and best["mean"])])
+    if results:
+        scores["pooled"] = results["pooled"]
+        table += _over_folds(run_dir, results)
+
+    corpus = _corpus_facts(recipe)
+    encoders = {
+        "audio": _encoder(recipe, "audio", config["audio_config"].get("_name_or_path")),
+        "text": _encoder(recipe, "text", config["text_encoder"]),
+    }
+    card_data = ModelCardData(
+        **_base_model(recipe, config),
+        pipeline_tag="audio-classification",
+        library_name="transformers",
+        datasets=corpus["datasets"],
+        language=LANGUAGE_CODES.get(corpus["language"]),
+        license="other",
+        license_name="see-the-card",
+        metrics=[metric for metric, *_ in METRICS.values()],
+        tags=["lascl", "speech-emotion-recognition", *(["synthetic-speech"] if corpus["synthetic"] else [])],
+    )
+    if scores:
+        card_data.model_name = repo_id.rpartition("/")[2] if repo_id else f"lascl-{recipe['corpus']}"
+        card_data.eval_results = _eval_results(scores, recipe, protocol, corpus, limit_s)
+
+    templates = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    templates.filters["cell"] = markdown_cell
+    content = templates.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        card_data=card_data.to_yaml(),
+        repo_id=repo_id,
+        revision=f"fold-{fold_number}" if fold_number else "main",
+        fold_number=fold_number,
+        fold=sides.get(fold_number),
+        recipe=recipe,
+        protocol=protocol,
+        selection=_selection(recipe),
+        settings={name: recipe[name] for name in SETTINGS if recipe.get(name) is not None},
+        labels=labels,
+        max_duration_s=limit_s,
+        corpus=corpus,
+        encoders=encoders,
+        random=[kind for kind in encoders if isinstance(recipe[f"{kind}_encoder"], dict)],
+        table=table,
+        num_folds_done=len(results["folds"]) if results else 0,
+        interval_speakers=results["pooled"]["num_speakers"] if results and results["pooled"]["intervals"] else 0,
+        figures={name: text for name, text in FIGURES.items() if (run_dir / "figures" / f"{name}.png").is_file()},
+        environment=environment,
+        commit=commit,
+    )
+    return ModelCard(content)
+
+
+def public_config(checkpoint: str | Path) -> str:
+    """The text of a checkpoint's `config.json` without the names of folders: they tell of this computer, and on another
+    one find nothing or, worse, something else. New labels then need the published `text_encoder/`.
+
+    Raises:
+        ValueError: there is no `config.json`, or it is damaged.
+    """
+    config = _read(Path(checkpoint) / "config.json")
+    if not _is_hub_name(config.get("text_encoder")):
+        config["text_encoder"] = None
+    for nested in (config["audio_config"], config["text_config"]):
+        if nested.get("_name_or_path") and not _is_hub_name(nested["_name_or_path"]):
+            nested["_name_or_path"] = ""
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"  # as transformers writes it
+
+
+def _read(path: Path):
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. Give the folder of a run: train.py's output_dir.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def _eval_results(scores: dict, recipe: dict, protocol: dict, corpus: dict, limit_s: float) -> list[EvalResult]:
+    folds = recipe["protocol"] or "the corpus's own folds"
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speech emotion recognition",
+            dataset_type=(corpus["datasets"] or [recipe["corpus"]])[0],
+            dataset_name=corpus["title"],
+            dataset_split=split,
+            # What `lascl-verify` needs to predict again, and a reader to compare.
+            dataset_args={
+                "protocol": f"{folds}, {protocol['num_folds']} in all. {protocol['notes'][0]}",
+                "utterances": of_split["n"],
+                "max_duration_s": float(limit_s),
+            },
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(of_split[score], DECIMALS),
+            metric_args=arguments,
+        )
+        for split, of_split in scores.items()
+        for score, (metric, name, arguments) in METRICS.items()
+    ]
+
+
+def _over_folds(run_dir: Path, results: dict) -> list[list]:
+    """Rows of the card's table: mean and standard deviation over the folds, and all utterances together."""
+    numbers, pooled = [fold["fold"] for fold in results["folds"]], results["pooled"]
+    rows = []
+    if len(numbers) > 1:
+        best = _best_epoch(run_dir, numbers)
+        held_out, best = _spread(results["mean"], results["std"]), _spread(*(best or {}).values())
+        rows.append([f"mean over {len(numbers)} folds", "", *held_out, *best])
+    cells = _spread(pooled)
+    if pooled["intervals"]:
+        low_high = [pooled["intervals"][score] for score in ("wa", "ua")]
+        cells = [f"{cell} [{per_cent(low)}, {per_cent(high)}]" for cell, (low, high) in zip(cells, low_high)]
+    return [*rows, ["pooled", pooled["n"], *cells, "", ""]]
+
+
+def _spread(mean: dict | None = None, std: dict | None = None) -> list[str]:
+    """WA and UA in per cent, each with its standard deviation if there is one."""
+    if mean is None:
+        return ["", ""]
+    return [per_cent(mean[name]) + (f" ± {per_cent(std[name])}" if std else "") for name in ("wa", "ua")]
+
+
+def _best_epoch(run_dir: Path, numbers: list[int]) -> dict | None:
+    paths = {number: run_dir / f"fold-{number}" / "log_history.json" for number in numbers}
+    histories = {number: _read(path) for number, path in paths.items() if path.is_file()}
+    predictions = {number: [] for number in numbers}  # only their folds are looked at
+    return best_epoch_on_test(Run(run_dir.name, {}, {}, {}, {}, 0, predictions, histories, {}))
+
+
+def _selection(recipe: dict) -> str:
+    if recipe["selection"] == "best_validation":
+        return f"the one with the highest UA in validation ({recipe['validation']}), the earliest of equals"
+    return "the last one"
+
+
+# ---------------------------------------------------------------------------------------------- corpora and encoders
+
+
+def _corpus_facts(recipe: dict) -> dict:
+    """What a reader must know of the corpus: whose voices, which licence, how to cite."""
+    name = recipe["corpus"]
+    unknown = {"language": "not stated", "license": "not stated", "url": None, "citation": None}
+    facts = {"title": f"a corpus of the author's own (`{name}`)", "datasets": None, "synthetic": name == "synthetic"}
+    facts |= {**unknown, "voices": "Those of the training corpus, of which this card knows nothing more."}
+    if name in PUBLIC_CORPORA:
+        public = PUBLIC_CORPORA[name]
+        facts |= {field: getattr(public, field) for field in ("title", "language", "license", "url", "citation")}
+        facts["voices"] = f"{public.num_speakers} speakers who act emotions in {public.language}, in a full copy."
+    elif name == "iemocap":
+        facts |= {
+            "title": "IEMOCAP",
+            "language": "English",
+            "license": "research, on request",
+            "url": "https://sail.usc.edu/iemocap/",
+            "citation": "10.1007/s10579-008-9076-6",
+            "voices": "Ten actors in dialogues in American English, from scripts and improvised; a few listeners "
+            "chose the labels.",
+        }
+    elif name == "synthetic":
+        facts |= {
+            "title": "synthetic speech of LaSCL (eSpeak NG)",
+            "language": "English",
+            "license": "made by code, no recordings",
+            "voices": "None: a speech synthesiser with rules for four moods.",
+        }
+    elif name == "hf":
+        dataset = (recipe["corpus_options"] or {}).get("dataset_name")
+        if _is_hub_name(dataset):
+            facts |= {"title": dataset, "datasets": [dataset], "url": f"https://huggingface.co/datasets/{dataset}"}
+    return facts
+
+
+def _is_hub_name(name: str | None) -> bool:
+    return bool(name) and HUB_NAME.fullmatch(name) is not None
+
+
+def _encoder(recipe: dict, kind: str, name: str | None) -> str:
+    """An encoder in words. `name` is what the checkpoint calls it: empty or a path if it was a folder."""
+    wanted = recipe[f"{kind}_encoder"]
+    if isinstance(wanted, dict):
+        return f"random weights ({wanted['model_type']})"
+    if recipe.get("init_from"):
+        return f"that of the LaSCL checkpoint {_named(recipe['init_from'])}"
+    return _named(name or wanted)
+
+
+def _named(name: str) -> str:
+    return name if _is_hub_name(name) else f"{Path(name).name} (a local copy)"
+
+
+def _base_model(recipe: dict, config: dict) -> dict[str, str]:
+    """The Hub's fields for what was fine-tuned; none for random weights and folders."""
+    name = recipe.get("init_from") or config["audio_config"].get("_name_or_path")
+    if isinstance(recipe["audio_encoder"], dict) or not _is_hub_name(name):
+        return {}
+    return {"base_model": name, "base_model_relation": "finetune"}

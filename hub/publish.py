@@ -1,0 +1,463 @@
+"""Publishing a run: `lascl-publish RUN --hub_model_id org/name`, and `train.py --push_to_hub --hub_model_id org/name`.
+
+Each fold is a complete model repository on a branch `fold-K`, and `main` holds the same as one of them. It is put
+together in `RUN/.hub/fold-K`: the checkpoint with its card, `predictions.csv` and `metrics.json`.
+
+What the Hub has already is compared by content, so publishing again only adds what is missing. The token is the one of
+huggingface_hub (`hf auth login`, or HF_TOKEN).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from transformers import AutoModel, AutoTokenizer
+
+from lascl.hub.card import fold_card, public_config
+from lascl.training.recipe import HUB_MAIN, check_repo_id
+from lascl.training.run_directory import write_text
+
+
+# huggingface_hub's own clients wait for ever. It repeats most requests by itself, five times within half a minute.
+TIME_OUT = httpx2.Timeout(60, connect=10)  # seconds without a byte
+PATIENCE_S = 300  # from the first failure of a branch on: so long is it tried again
+FIRST_WAIT_S, LONGEST_WAIT_S = 2, 60
+PASSING = (408, 409, 412, 429)  # and all from 500 on: the same request may succeed later
+
+
+# Beside the folds' folders in a run: the training on everything.
+FULL_DATA = "full-data"
+
+
+class PublishingError(RuntimeError):
+    """Something was not published. The message is one sentence that says what and why; it never holds the token."""
+
+
+def main(argv: list[str] | None = None):
+    """Publishes a run. Exits with code 1 and one sentence when something was not published, with 2 when RUN or an
+    option is wrong."""
+    parser = argparse.ArgumentParser(prog="lascl-publish", description="Publishes a run's folds.", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run directory: train.py's output_dir")
+    parser.add_argument("--hub_model_id", required=True, metavar="ORG/NAME", help="the repository on the Hub")
+    parser.add_argument("--folds", default="all", help="all that are finished, or some such as 1,3")
+    parser.add_argument(
+        "--hub_private_repo",
+        type={"true": True, "false": False}.__getitem__,
+        metavar="true|false",
+        help="of a repository that is made now; by default as the organisation has it",
+    )
+    parser.add_argument("--hub_main", choices=HUB_MAIN, help="what main holds")
+    parser.add_argument("--publish_text_encoder", action="store_true", help="with the weights of the text encoder")
+    args = parser.parse_args(argv)
+    try:
+        folds = None if args.folds == "all" else sorted({int(number) for number in args.folds.split(",")})
+    except ValueError:
+        parser.error(f"--folds must be 'all' or numbers such as 1,3; found {args.folds!r}.")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        publish(
+            args.run,
+            args.hub_model_id,
+            folds,
+            private=args.hub_private_repo,
+            hub_main=args.hub_main,
+            publish_text_encoder=args.publish_text_encoder,
+        )
+    except PublishingError as error:
+        print(f"lascl-publish: {error} Give the same command again: what is there is kept.", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        print(f"lascl-publish: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def publish(
+    run_dir: str | Path,
+    repo_id: str,
+    folds: list[int] | None = None,
+    *,
+    private: bool | None = None,
+    hub_main: str | None = None,
+    publish_text_encoder: bool = False,
+) -> list[str]:
+    """Publishes finished folds, each in one commit to its branch `fold-K`, then `main`, if the run is finished.
+
+    The first branch that fails ends it: the others would fail likewise. Sets the time-out of huggingface_hub's client
+    for this process.
+
+    Args:
+        run_dir: a run directory.
+        repo_id: `org/name`; made if it does not exist.
+        folds: numbers of finished folds; by default all of them.
+        private: of a repository that is made now.
+        hub_main: `first_fold`, `best_validation` or `full_data`: what `main` holds, see `fold_for_main`.
+        publish_text_encoder: with `text_encoder/`, so that new labels need nothing from elsewhere.
+
+    Returns:
+        The branches that got a commit; those that held the same content already are left out.
+
+    Raises:
+        ValueError: no finished fold, one that is not finished, a wrong `hub_main` or a name that the Hub cannot have.
+        PublishingError: the Hub failed or refused; what is published so far stays.
+    """
+    run_dir = Path(run_dir)
+    check_repo_id(repo_id)
+    finished = finished_folds(run_dir)
+    if not finished:
+        raise ValueError(f"{run_dir} has no finished fold: give the output_dir of train.py.")
+    chosen = finished if folds is None else folds
+    for number in chosen:
+        if number not in finished:
+            raise ValueError(f"Fold {number} of {run_dir} is not finished; finished: {', '.join(map(str, finished))}.")
+    sources = {f"fold-{number}": number for number in chosen}
+    if (run_dir / "results.json").is_file():
+        sources["main"] = fold_for_main(run_dir, hub_main)
+    prepare_client()
+    api, new = HfApi(), []
+    for branch, number in sources.items():
+        try:
+            if publish_branch(api, run_dir, repo_id, branch, number, private, publish_text_encoder):
+                new.append(branch)
+        except PublishingError as error:
+            missing = list(sources)[list(sources).index(branch) :]
+            raise PublishingError(f"{', '.join(missing)} of {repo_id} not published: {error}") from None
+    if "main" not in sources:
+        print(f"main of {repo_id} waits for the end of the run.", flush=True)
+    return new
+
+
+def finished_folds(run_dir: Path) -> list[int]:
+    """Numbers of the folds that are complete, ascending."""
+    return sorted(int(path.parent.name.removeprefix("fold-")) for path in run_dir.glob("fold-*/metrics.json"))
+
+
+def fold_for_main(run_dir: Path, hub_main: str | None = None) -> int | None:
+    """The number of the fold that `main` holds; `None` for the training on everything.
+
+    `full_data` is that training, the default if there is one. `first_fold` is the first finished one.
+    `best_validation` is the one with the highest UA in validation at the epoch that was selected, the first of equals;
+    else the default, if there is validation. Folds are validated on different speakers, so it is no better than another
+    beyond chance, but it is not chosen by the test.
+
+    Raises:
+        ValueError: another word, `best_validation` of a run without validation, or `full_data` of one that has not
+            trained on everything.
+    """
+    if hub_main not in (None, *HUB_MAIN):
+        raise ValueError(f"hub_main must be {' or '.join(HUB_MAIN)}; found {hub_main!r}.")
+    has_full_data = (run_dir / FULL_DATA / "checkpoint").is_dir()
+    if hub_main == "full_data" and not has_full_data:
+        raise ValueError(
+            "hub_main full_data needs a run that has trained on everything: train.py --hub_main full_data."
+        )
+    if hub_main == "full_data" or (hub_main is None and has_full_data):
+        return None
+    folds, recipe = finished_folds(run_dir), _read_recipe(run_dir)
+    scores = {}
+    for number in folds:
+        history = json.loads((run_dir / f"fold-{number}" / "log_history.json").read_text(encoding="utf-8"))
+        epochs = [entry["validation_ua"] for entry in history if "validation_ua" in entry]
+        if epochs:
+            scores[number] = max(epochs) if recipe.get("selection") == "best_validation" else epochs[-1]
+    if hub_main == "first_fold" or (hub_main is None and not scores):
+        return folds[0]
+    if not scores:
+        raise ValueError("hub_main best_validation needs a run with validation; take first_fold.")
+    return max(scores, key=scores.get)
+
+
+def _read_recipe(run_dir: Path) -> dict:
+    return yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+
+
+# ------------------------------------------------------------------------------------------------------------ staging
+
+
+def stage_fold(
+    run_dir: str | Path,
+    number: int | None,
+    repo_id: str | None = None,
+    *,
+    publish_text_encoder: bool = False,
+) -> Path:
+    """Puts together what is published of a fold, in `RUN/.hub/fold-K`; an earlier staging is replaced.
+
+    Without a number it is the training on everything, which has no predictions.
+
+    Args:
+        run_dir: a run directory.
+        number: of a finished fold.
+        repo_id: for the code in the card.
+        publish_text_encoder: with `text_encoder/`: the text encoder and its tokenizer. One with random weights is there
+            always.
+
+    Returns:
+        The folder. Large files are hard links to the checkpoint's, where the file system has them.
+
+    Raises:
+        ValueError: a file of the run is damaged.
+        OSError: a file is missing or cannot be written, or the text encoder cannot be loaded.
+    """
+    run_dir = Path(run_dir)
+    name = FULL_DATA if number is None else f"fold-{number}"
+    fold_dir, folder = run_dir / name, run_dir / ".hub" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    # The card is written anew below: through a hard link it would be the checkpoint's that changes.
+    left_out = shutil.ignore_patterns("README.md", "__pycache__", "training_args.bin")
+    shutil.copytree(fold_dir / "checkpoint", folder, ignore=left_out, copy_function=_link)
+    # Written anew, so without the checkpoint's link: no path of this computer is published.
+    write_text(folder / "config.json", public_config(fold_dir / "checkpoint"))
+    for name in ("predictions.csv", "metrics.json") if number is not None else ():
+        _link(fold_dir / name, folder / name)
+    for name in ("confusion.png", "tsne.png"):  # the card shows them
+        if (run_dir / "figures" / name).is_file():
+            (folder / "figures").mkdir(exist_ok=True)
+            _link(run_dir / "figures" / name, folder / "figures" / name)
+    if publish_text_encoder and not (folder / "text_encoder").is_dir():
+        shutil.copytree(
+            _save_text_encoder(run_dir, fold_dir / "checkpoint"), folder / "text_encoder", copy_function=_link
+        )
+    fold_card(run_dir, number, repo_id, checkpoint=fold_dir / "checkpoint").save(folder / "README.md")
+    return folder
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _save_text_encoder(run_dir: Path, checkpoint: Path) -> Path:
+    """The text encoder and its tokenizer as a folder, saved once a run; whole or absent."""
+    folder, partial = run_dir / ".hub" / "text_encoder", run_dir / ".hub" / ".text_encoder"
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    if config["text_encoder"] is None:
+        raise ValueError("the checkpoint does not know its text encoder; leave out publish_text_encoder")
+    if not folder.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        for kind in (AutoModel, AutoTokenizer):
+            loaded = kind.from_pretrained(config["text_encoder"], revision=config["text_encoder_revision"] or "main")
+            loaded.save_pretrained(partial)
+        partial.rename(folder)
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------- the Hub
+
+
+def prepare_client():
+    """Gives huggingface_hub's client a time-out, and keeps the addresses of single uploads, which are signed, out of
+    the log. For the whole process: its client is one for all."""
+
+    def client_with_time_out():
+        client = default_client_factory()
+        client.timeout = TIME_OUT
+        return client
+
+    set_client_factory(client_with_time_out)
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+
+
+def publish_branch(
+    api: HfApi,
+    run_dir: Path,
+    repo_id: str,
+    branch: str,
+    number: int | None,
+    private: bool | None = None,
+    publish_text_encoder: bool = False,
+) -> bool:
+    """Stages a fold and brings a branch to its content in one commit, patiently. Returns whether one was needed.
+
+    Raises:
+        PublishingError: the Hub refused or went on failing, or the fold cannot be staged.
+    """
+    try:
+        folder = stage_fold(run_dir, number, repo_id, publish_text_encoder=publish_text_encoder)
+    except (OSError, ValueError) as error:
+        raise PublishingError(f"it cannot be put together ({_one_line(error)}).") from None
+    message = "Trained on everything" if number is None else f"Fold {number}"
+    give_up_at, wait_s = None, FIRST_WAIT_S
+    while True:
+        try:
+            return _upload(api, repo_id, branch, folder, private, message=message)
+        except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+            if not _may_pass(error):
+                raise PublishingError(_reason(error)) from None
+            give_up_at = give_up_at or time.monotonic() + PATIENCE_S
+            this_wait_s = _retry_after_s(error) or wait_s
+            if time.monotonic() + this_wait_s > give_up_at:
+                raise PublishingError(_reason(error)) from None
+            print(f"{branch} of {repo_id}: {_reason(error)} Trying again in {this_wait_s:g} s.", flush=True)
+            time.sleep(this_wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _upload(api: HfApi, repo_id: str, branch: str, folder: Path, private: bool | None, message: str) -> bool:
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    heads = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
+    if branch not in heads:
+        api.create_branch(repo_id, branch=branch)
+        heads = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
+    changes = _changes(api, repo_id, branch, folder)
+    if not changes:
+        print(f"{branch} of {repo_id}: is there already.", flush=True)
+        return False
+    print(f"{branch} of {repo_id}: publishing ...", flush=True)
+    # With the parent, a branch that somebody else moves meanwhile is looked at again instead of overwritten unseen.
+    commit = api.create_commit(repo_id, changes, commit_message=message, revision=branch, parent_commit=heads[branch])
+    if _changes(api, repo_id, branch, folder):
+        raise RuntimeError(f"commit {commit.oid} does not hold what was sent.")
+    print(f"{branch} of {repo_id}: published.", flush=True)
+    return True
+
+
+def _changes(api: HfApi, repo_id: str, branch: str, folder: Path) -> list:
+    """The operations that give a branch the folder's content; the Hub's own `.gitattributes` stays."""
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=branch)
+    remote = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    added = [
+        CommitOperationAdd(name, path)
+        for name, path in local.items()
+        if name not in remote or not _is_same(path, remote[name])
+    ]
+    stale = sorted(remote.keys() - local.keys() - {".gitattributes"})
+    return added + [CommitOperationDelete(name, is_folder=False) for name in stale]
+
+
+def _is_same(path: Path, entry: RepoFile) -> bool:
+    if path.stat().st_size != entry.size:
+        return False
+    if entry.lfs is None:
+        return git_hash(path.read_bytes()) == entry.blob_id
+    with open(path, "rb") as file:
+        return sha_fileobj(file).hex() == entry.lfs.sha256
+
+
+# ------------------------------------------------------------------------------------------------------- when it fails
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an upload's RuntimeError was raised from: the answer of the Hub or the fault of the connection."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether trying again can help: the Hub is busy, away, or has changed meanwhile."""
+    root = _root(error)
+    if isinstance(root, HfHubHTTPError):
+        return root.response.status_code in PASSING or root.response.status_code >= 500
+    # A web page instead of JSON is how a gateway says that the Hub is away. RuntimeError: a client that another thread
+    # closed, or a commit that is not what was sent.
+    return isinstance(root, (httpx2.TransportError, json.JSONDecodeError, RuntimeError))
+
+
+def _retry_after_s(error: BaseException) -> float | None:
+    root = _root(error)
+    wait_s = root.response.headers.get("Retry-After", "") if isinstance(root, HfHubHTTPError) else ""
+    return float(wait_s) if wait_s.isdigit() else None
+
+
+def _reason(error: BaseException) -> str:
+    """A sentence without the token, and with the remedy where the user has one."""
+    root = _root(error)
+    if isinstance(root, HfHubHTTPError):
+        said = f"the Hub answered {root.response.status_code} {root.response.reason_phrase}".rstrip()
+        if root.response.status_code in (401, 403, 404):
+            return f"{said}: log in with `hf auth login`, or set HF_TOKEN, with a token that may write there."
+        return f"{said} ({_one_line(root.server_message or 'without a word')})."
+    if isinstance(root, httpx2.TimeoutException):
+        return "the Hub does not answer (time-out)."
+    if isinstance(root, httpx2.TransportError):
+        return f"the connection to the Hub failed ({_one_line(root)})."
+    if isinstance(root, json.JSONDecodeError):
+        return "the Hub is away (its answer is not JSON)."
+    return f"{_one_line(root)}."
+
+
+def _one_line(words: object) -> str:
+    """Without line breaks, without a full stop, and without the token, whoever repeats it."""
+    text, token = " ".join(str(words).split()).rstrip(".") or type(words).__name__, get_token()
+    return text.replace(token, "...") if token else text
+
+
+# --------------------------------------------------------------------------------------------------- beside training
+
+
+class BackgroundPublisher:
+    """Publishes folds beside the training of the next: one thread, which training never waits for.
+
+    Args:
+        run_dir, repo_id, private, hub_main, publish_text_encoder: as for `publish`.
+    """
+
+    def __init__(self, run_dir: Path, repo_id: str, *, private=None, hub_main=None, publish_text_encoder=False):
+        self.run_dir, self.repo_id, self.hub_main = run_dir, repo_id, hub_main
+        self.options = {"private": private, "publish_text_encoder": publish_text_encoder}
+        self.pool, self.uploads = ThreadPoolExecutor(max_workers=1), {}
+        prepare_client()
+        disable_progress_bars()  # those of training are enough
+        if get_token() is None:
+            print("push_to_hub: no token is found; log in with `hf auth login` before the first fold ends.", flush=True)
+
+    def add(self, number: int):
+        """Takes a finished fold; returns at once."""
+        branch = f"fold-{number}"
+        self.uploads[branch] = self.pool.submit(
+            publish_branch, HfApi(), self.run_dir, self.repo_id, branch, number, **self.options
+        )
+
+    def cancel(self):
+        """Lets go what has not begun: `lascl-publish`, or the same training again, will publish it."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def finish(self):
+        """Waits for the uploads, then publishes what is missing, the cards with the results of the whole run, and
+        `main`. Never raises for the Hub's sake: prints a sentence with the command that publishes the rest."""
+        waiting = [branch for branch, upload in self.uploads.items() if not upload.done()]
+        if waiting:
+            print(f"Publishing what is left: {', '.join(waiting)}.", flush=True)
+        self.pool.shutdown(cancel_futures=True)  # what has not begun, `publish` does
+        if sys.stderr.isatty():
+            enable_progress_bars()
+        try:
+            publish(self.run_dir, self.repo_id, hub_main=self.hub_main, **self.options)
+        except Exception as error:
+            reason = error if isinstance(error, PublishingError) else f"{self.repo_id} not published: {_reason(error)}"
+            print(f"{reason} The run is complete; publish it with: {self.command()}", file=sys.stderr)
+
+    def command(self) -> str:
+        words = ["lascl-publish", str(self.run_dir), "--hub_model_id", self.repo_id]
+        if self.options["private"] is not None:
+            words += ["--hub_private_repo", str(self.options["private"]).lower()]
+        if self.hub_main:
+            words += ["--hub_main", self.hub_main]
+        if self.options["publish_text_encoder"]:
+            words.append("--publish_text_encoder")
+        return shlex.join(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""`--init_from`: a LaSCL checkpoint, in a folder or on the Hub, is where another training starts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loopback_hub import LoopbackHub, Repository
+
+from lascl import LaSCLForAudioClassification
+from lascl.train import main
+
+
+@pytest.fixture(scope="module")
+def command(emodb_like):
+    return [
+        *("emodb", "--data_dir", str(emodb_like), "--allow_partial", "true", "--disable_tqdm", "true"),
+        *("--num_train_epochs", "1", "--global_batch_size", "16", "--augmentation", "gain", "--folds", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(command, audio_encoders, text_encoder, tmp_path_factory):
+    """Of a run on all seven emotions, with Whisper's window of one second and the text encoder beside it."""
+    run_dir = tmp_path_factory.mktemp("runs") / "first"
+    encoders = ("--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder)
+    main([*command, *encoders, "--projection_dim", "8", "--output_dir", str(run_dir)])
+    folder = run_dir / "fold-1" / "checkpoint"
+    shutil.copytree(text_encoder, folder / "text_encoder")
+    return folder
+
+
+def start(command, init_from, run_dir, *options):
+    """Trains without learning anything, and returns what is saved."""
+    still = ("--learning_rate", "0", "--encoder_learning_rate", "0", "--projection_dim", "8")
+    main([*command, *still, "--init_from", str(init_from), "--output_dir", str(run_dir), *options])
+    return LaSCLForAudioClassification.from_pretrained(run_dir / "fold-1" / "checkpoint")
+
+
+def test_training_starts_from_its_weights_and_keeps_its_classifier_for_the_same_labels(command, checkpoint, tmp_path):
+    before, after = LaSCLForAudioClassification.from_pretrained(checkpoint), start(command, checkpoint, tmp_path)
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], tensor), name
+    assert (tmp_path / "fold-1" / "checkpoint" / "text_encoder" / "config.json").is_file()
+    protocol = json.loads((tmp_path / "protocol.json").read_text())
+    assert any("started from another LaSCL checkpoint" in note for note in protocol["notes"])
+    card = (tmp_path / "fold-1" / "checkpoint" / "README.md").read_text()
+    assert "that of the LaSCL checkpoint checkpoint (a local copy)" in card and str(checkpoint.parent) not in card
+
+
+def test_other_labels_are_embedded_anew_and_get_a_classifier_of_their_own(command, checkpoint, tmp_path):
+    before = LaSCLForAudioClassification.from_pretrained(checkpoint)
+    options = (
+        "--labels",
+        '{"sadness": "sadness", "anger": "anger", "neutral": "calm"}',
+        "--contrastive_weight",
+        "0.25",
+    )
+    after = start(command, checkpoint, tmp_path, *options)
+    assert after.config.labels == ["anger", "calm", "sadness"] and after.config.classifier_labels is None
+    assert after.config.contrastive_weight == 0.25 and after.classifier.weight.shape == (3, 16)
+    kept = {name: tensor for name, tensor in before.state_dict().items() if "label_features" not in name}
+    for name, tensor in kept.items():
+        assert name.startswith("classifier") or torch.equal(after.state_dict()[name], tensor), name
+    features = dict(zip(before.config.labels, before.lascl.label_features))
+    torch.testing.assert_close(after.lascl.label_features[0], features["anger"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(after.lascl.label_features[2], features["sadness"], rtol=0, atol=1e-6)
+    assert not any(torch.allclose(after.lascl.label_features[1], old, atol=1e-3) for old in features.values())
+    header = (tmp_path / "fold-1" / "predictions.csv").read_text().splitlines()[0]
+    assert header.endswith("probability_classifier_anger,probability_classifier_calm,probability_classifier_sadness")
+
+
+def plain_encoder(checkpoint, audio_encoders):
+    return audio_encoders["whisper"]
+
+
+def lascl(checkpoint, audio_encoders):
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    "what, options, message",
+    [
+        (lascl, ("--projection_dim", "16"), "init_from has projection_dim 8, the recipe 16. Set projection_dim to 8."),
+        (lascl, ("--audio_layers", "weighted"), "init_from has audio_layers 'last', the recipe 'weighted'."),
+        (plain_encoder, (), "is of the type 'whisper', not a LaSCL checkpoint"),
+        (lambda *_: "no/such/place", (), "no/such/place"),
+    ],
+)
+def test_what_cannot_be_started_from_is_said_before_training(
+    command, checkpoint, audio_encoders, tmp_path, capsys, what, options, message
+):
+    init_from = ("--init_from", str(what(checkpoint, audio_encoders)), "--projection_dim", "8", *options)
+    with pytest.raises(SystemExit) as exit:
+        main([*command, *init_from, "--output_dir", str(tmp_path / "run")])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert exit.value.code == 2 and message in line
+
+
+def test_clips_longer_than_its_whisper_window_are_refused(command, checkpoint, tmp_path, capsys):
+    import soundfile
+    from conftest import RATE, recording
+
+    for speaker in ("03", "08"):
+        for emotion in "AEFLNTW":
+            soundfile.write(tmp_path / f"{speaker}a01{emotion}a.wav", recording(1, duration_s=1.2), RATE)
+    options = ("--data_dir", str(tmp_path), "--num_folds", "2", "--projection_dim", "8", "--init_from", str(checkpoint))
+    with pytest.raises(SystemExit):
+        main([*command, *options, "--output_dir", str(tmp_path / "run")])
+    assert "init_from hears 1 s at most, and this corpus has 1.2 s" in capsys.readouterr().err
+    main([*command, *options, "--max_duration_s", "1", "--output_dir", str(tmp_path / "run")])
+
+
+def test_a_branch_of_the_hub_is_started_from(command, checkpoint, tmp_path):
+    with LoopbackHub(tmp_path / "hub") as hub:
+        files = [path for path in checkpoint.rglob("*") if path.is_file()]
+        stored = {str(path.relative_to(checkpoint)): hub.store(path.read_bytes()) for path in files}
+        repository = hub.repositories["org/lascl"] = Repository()
+        repository.add("main", {"README.md": hub.store(b"nothing here")}, "first")
+        repository.add("fold-1", stored, "a fold")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        hub_only = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        options = ("--init_from", "org/lascl", "--init_from_revision", "fold-1", "--projection_dim", "8")
+        still = ("--learning_rate", "0", "--encoder_learning_rate", "0", "--output_dir", str(tmp_path / "run"))
+        done = subprocess.run(
+            [sys.executable, "-m", "lascl.train", *command, *options, *still],
+            cwd=Path(__file__).parent,
+            env={**clean, **hub_only},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    before = LaSCLForAudioClassification.from_pretrained(checkpoint).state_dict()
+    after = LaSCLForAudioClassification.from_pretrained(tmp_path / "run" / "fold-1" / "checkpoint").state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    card = (tmp_path / "run" / "fold-1" / "checkpoint" / "README.md").read_text()
+    assert "base_model: org/lascl" in card and "base_model_relation: finetune" in card

@@ -1,0 +1,568 @@
+"""Publishing a run to a Hub on loopback, loading it where LaSCL is not installed, and a Hub that fails."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import huggingface_hub
+import pytest
+import yaml
+from huggingface_hub import constants
+from loopback_hub import ALWAYS, LoopbackHub
+from test_remote_code import STRANGER
+
+from lascl.hub import publish as publishing
+from lascl.hub.publish import PublishingError, fold_for_main, publish, stage_fold
+from lascl.train import main as train
+from lascl.training.recipe import HUB, parse_recipe
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKEN = "hf_MarkerThatMustBeFoundNowhere"
+REPO = "org/lascl-tiny"
+CODE = {"configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py"}
+STAGED = CODE | {
+    *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "predictions.csv", "metrics.json"),
+    *("figures/confusion.png", "figures/tsne.png"),
+}
+# What a publishing asks of the Hub, in this order.
+REQUESTS = {
+    "create": ("POST", "/api/repos/create"),
+    "refs": ("GET", "/refs$"),
+    "branch": ("POST", "/branch/"),
+    "tree": ("GET", "/tree/"),
+    "validate": ("POST", "/api/validate-yaml"),
+    "preupload": ("POST", "/preupload/"),
+    "batch": ("POST", "/objects/batch"),
+    "put": ("PUT", "/lfs/"),
+    "verify": ("POST", "/verify$"),
+    "commit": ("POST", "/commit/"),
+}
+KINDS = ("closed", "hang", "html", 401, 403, 409, 412, 429, 500, 503)
+MATRIX = [(request, kind) for request in REQUESTS for kind in KINDS] + [
+    *(("put", "cut"), ("create", "done"), ("branch", "done"), ("commit", "done"))
+]
+# One of each kind and one at each request: the rest is a proof.
+QUICK = [
+    *(("create", "closed"), ("refs", 401), ("branch", 409), ("tree", 500), ("validate", "html"), ("preupload", "hang")),
+    *(("batch", 403), ("put", "cut"), ("verify", 503), ("commit", 412), ("commit", "done"), ("commit", 429)),
+]
+
+
+@contextlib.contextmanager
+def connected(hub: LoopbackHub):
+    """This process talks to that Hub; the clock between retries runs by itself."""
+    clock = SimpleNamespace(now=0.0, waits=[])
+
+    def sleep(seconds):
+        clock.now += seconds
+        clock.waits.append(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=sleep))
+        patch.setattr(publishing, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now))
+        patch.setattr(publishing, "TIME_OUT", httpx2.Timeout(0.3))
+        patch.setattr(publishing, "PATIENCE_S", 10)
+        try:
+            yield clock
+        finally:
+            huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+
+
+def lascl_publish(run_dir, *options: str) -> int:
+    try:
+        publishing.main([str(run_dir), "--hub_model_id", REPO, *options])
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def environment(hub: LoopbackHub, home: Path, **more: str) -> dict[str, str]:
+    """Of a process of its own that talks to that Hub, with nothing in its cache."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    kept.pop("PYTHONPATH", None)
+    own = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home / "hf"), "OMP_NUM_THREADS": "1"}
+    return {**kept, **own, "PYTHONSAFEPATH": "1", **more}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """path -> hash of every file of a run, but what is staged."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".hub" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def command(emodb_like, audio_encoders, text_encoder):
+    return [
+        "emodb",
+        *("--data_dir", str(emodb_like), "--allow_partial", "true", "--folds", "1,2", "--validation", "speaker"),
+        *("--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder),
+        *("--num_train_epochs", "2", "--global_batch_size", "16", "--augmentation", "gain", "--disable_tqdm", "true"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def published(command, tmp_path_factory):
+    """A Hub after `train.py --push_to_hub`, the run, and what was printed."""
+    root = tmp_path_factory.mktemp("published")
+    printed = io.StringIO()
+    with LoopbackHub(root / "hub", token=TOKEN) as hub:
+        with connected(hub), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            train([*command, "--push_to_hub", "true", "--hub_model_id", REPO, "--output_dir", str(root / "run")])
+        yield SimpleNamespace(hub=hub, run=root / "run", printed=printed.getvalue())
+
+
+@pytest.fixture
+def run(published, tmp_path):
+    """A copy of the finished run, and the content that a Hub ends with, whatever happens."""
+    shutil.copytree(published.run, tmp_path / "run", ignore=shutil.ignore_patterns(".hub"))
+    expected = {branch: published.hub.content(REPO, branch) for branch in ("fold-1", "fold-2", "main")}
+    return SimpleNamespace(dir=tmp_path / "run", expected=expected)
+
+
+def holds(hub: LoopbackHub) -> dict[str, dict[str, str]]:
+    return {branch: hub.content(REPO, branch) for branch in sorted(hub.repositories[REPO].branches)}
+
+
+def test_a_run_with_push_to_hub_leaves_a_branch_for_each_fold_and_main(published):
+    repository = published.hub.repositories[REPO]
+    assert set(repository.branches) == {"fold-1", "fold-2", "main"}
+    for branch, number in (("fold-1", 1), ("fold-2", 2), ("main", fold_for_main(published.run))):
+        assert set(published.hub.content(REPO, branch)) == STAGED | {".gitattributes"}
+        for name in STAGED - {"README.md", "config.json", "figures/confusion.png", "figures/tsne.png"}:
+            found = published.hub.read(REPO, branch, name)
+            fold_dir = published.run / f"fold-{number}"
+            kept = fold_dir / name if name in ("predictions.csv", "metrics.json") else fold_dir / "checkpoint" / name
+            assert found == kept.read_bytes(), (branch, name)
+        # The configuration too, but for the folders of this computer.
+        kept = json.loads((published.run / f"fold-{number}" / "checkpoint" / "config.json").read_text())
+        assert Path(kept["text_encoder"]).is_dir()
+        assert json.loads(published.hub.read(REPO, branch, "config.json")) == {**kept, "text_encoder": None}
+        assert f'revision="fold-{number}"' in published.hub.read(REPO, branch, "README.md").decode()
+    # All weights arrived in the first commit of their branch; what may follow is the card with the run's results.
+    for branch in ("fold-1", "fold-2"):
+        first = published.hub.repositories[REPO].history(branch)[-2]
+        assert first.message == f"Fold {branch[-1]}" and "model.safetensors" in first.files
+    assert len(repository.history("main")) == 2
+    assert "not published" not in published.printed and "main of org/lascl-tiny: published." in published.printed
+
+
+def test_publishing_does_not_change_what_is_trained(published, command, tmp_path):
+    train([*command, "--output_dir", str(tmp_path / "quiet")])
+    found, expected = contents(published.run), contents(tmp_path / "quiet")
+    assert found.keys() == expected.keys()
+    changed = {name for name in found if found[name] != expected[name]}
+    # Times of training and the name of the run, no more.
+    assert changed <= {"fold-1/metrics.json", "fold-2/metrics.json", "report.html", "report.md", "results.json"}
+
+
+def test_publishing_again_makes_no_commit(published, run, capsys):
+    before = dict(published.hub.repositories[REPO].branches)
+    puts = sum(method == "PUT" for method, *_ in published.hub.requests)
+    with connected(published.hub):
+        assert publish(published.run, REPO) == []
+        assert publish(run.dir, REPO) == []  # a copy, whose files are newer
+    assert published.hub.repositories[REPO].branches == before
+    assert sum(method == "PUT" for method, *_ in published.hub.requests) == puts
+    assert "main of org/lascl-tiny: is there already." in capsys.readouterr().out
+
+
+# Runs where lascl cannot be imported: argv are the repository, the revisions, the folder of the recordings.
+LOADER = (
+    STRANGER[: STRANGER.index("from pathlib")]
+    + """
+import csv
+
+import soundfile
+import torch
+from huggingface_hub import hf_hub_download
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
+
+repo, revisions, folder = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
+for revision in revisions:
+    pinned = {"revision": revision, "trust_remote_code": True}
+    with open(hf_hub_download(repo, "predictions.csv", revision=revision), encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    config = AutoConfig.from_pretrained(repo, **pinned)
+    extractor = AutoFeatureExtractor.from_pretrained(repo, revision=revision)
+    backbone, classifier = (
+        auto.from_pretrained(repo, **pinned).eval() for auto in (AutoModel, AutoModelForAudioClassification)
+    )
+    assert type(classifier).__module__.startswith("transformers_modules."), type(classifier)
+    pipe = pipeline("audio-classification", model=repo, top_k=None, **pinned)
+    for row in rows:
+        samples, rate = soundfile.read(f"{folder}/{row['id']}.wav", dtype="float32")
+        inputs = extractor(samples, sampling_rate=rate, return_tensors="pt")
+        with torch.no_grad():
+            out = backbone(**inputs)
+            logits = out.audio_embeds @ out.label_embeds.T / config.contrastive_temperature
+            answers = [logits.softmax(-1)[0].tolist(), classifier(**inputs).logits.softmax(-1)[0].tolist()]
+        scores = {answer["label"]: answer["score"] for answer in pipe({"raw": samples, "sampling_rate": rate})}
+        answers.append([scores[label] for label in config.labels])
+        for answer in answers:
+            for label, probability in zip(config.labels, answer, strict=True):
+                assert abs(probability - float(row[f"probability_{label}"])) < 1e-5, (revision, row["id"], label)
+    print(revision, len(rows))
+assert not [module for module in sys.modules if module.split(".")[0] == "lascl"]
+"""
+)
+
+
+def test_each_revision_answers_as_its_predictions_where_lascl_is_not_installed(published, emodb_like, tmp_path):
+    command = [sys.executable, "-c", LOADER, REPO, "fold-1,fold-2,main", str(emodb_like)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(published.hub, tmp_path), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == ["fold-1", "14", "fold-2", "14", "main", "14"]
+
+
+def test_the_token_is_found_nowhere(published):
+    assert any(with_token for *_, with_token in published.hub.requests)
+    assert not any(with_token for method, _, with_token in published.hub.requests if method == "PUT")
+    files = [path for folder in (published.run, published.hub.folder) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 40
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+    assert TOKEN not in published.printed
+    assert TOKEN not in "".join(c.message for c in published.hub.repositories[REPO].commits.values())
+
+
+def check_fault(request: str, kind, run, folder: Path, capfd):
+    """Failing for ever: exit code 1, one sentence, nothing lost; once: exit code 0 if waiting helps. Then published
+    again: all is there, in one commit a branch."""
+    method, path = REQUESTS[request]
+    before = contents(run.dir)
+    for times in (ALWAYS, 1):
+        with LoopbackHub(folder / str(times), token=TOKEN) as hub, connected(hub) as clock:
+            headers = {"retry_after": "3"} if kind == 429 else {}
+            # Not at the first such request, so that something is there already; a repository is made but once.
+            hub.fail(kind, method, path, times=times, after=0 if request == "create" else 1, **headers)
+            code = lascl_publish(run.dir)
+            printed = capfd.readouterr()
+            assert code == expected_code(request, kind, times), printed
+            assert TOKEN not in printed.out + printed.err
+            if code == 1:
+                assert printed.err.count("\n") == 1 and "Traceback" not in printed.err, printed.err
+                assert "not published: " in printed.err and "Give the same command again" in printed.err
+            if code == 1 and kind in (401, 403):
+                assert "hf auth login" in printed.err and clock.waits == []
+            if kind == 429:
+                assert 3 in clock.waits or 4 in clock.waits  # as the Hub asks; huggingface_hub adds a second
+            assert contents(run.dir) == before
+            hub.recover()
+            assert lascl_publish(run.dir) == 0, capfd.readouterr()
+            assert holds(hub) == run.expected
+            assert [len(hub.repositories[REPO].history(branch)) for branch in run.expected] == [2, 2, 2]
+            capfd.readouterr()
+
+
+def expected_code(request: str, kind, times: int) -> int:
+    if kind in (401, 403):
+        return 1
+    if (request, kind) == ("create", 409):  # "exists", although it does not
+        return 1
+    if kind == "done" or request == "verify":  # it is there already when it is tried again
+        return 0
+    return 0 if times == 1 else 1
+
+
+@pytest.mark.parametrize("request_, kind", QUICK)
+def test_a_failing_hub_costs_a_sentence(request_, kind, run, tmp_path, capfd):
+    check_fault(request_, kind, run, tmp_path, capfd)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("request_, kind", MATRIX)
+def test_every_fault_at_every_request(request_, kind, run, tmp_path, capfd):
+    check_fault(request_, kind, run, tmp_path, capfd)
+
+
+def test_a_hub_that_is_down(run, tmp_path, capfd):
+    hub = LoopbackHub(tmp_path / "hub", token=TOKEN)
+    with hub:
+        pass
+    with connected(hub) as clock:
+        assert lascl_publish(run.dir) == 1
+    printed = capfd.readouterr()
+    assert printed.err.count("\n") == 1 and "the connection to the Hub failed" in printed.err
+    assert "fold-1, fold-2, main of org/lascl-tiny not published" in printed.err
+    assert clock.waits == [2, 4]  # within the patience of 10 s
+    with hub, connected(hub):
+        assert lascl_publish(run.dir) == 0
+        assert holds(hub) == run.expected
+
+
+def test_training_beside_a_hub_that_fails_ends_well_and_says_how_to_publish(command, published, tmp_path, capfd):
+    """The folds are complete; no training is repeated for this test."""
+    shutil.copytree(published.run, tmp_path / "run", ignore=shutil.ignore_patterns(".hub"))
+    options = [
+        "--push_to_hub",
+        "true",
+        "--hub_model_id",
+        REPO,
+        "--hub_main",
+        "first_fold",
+        "--hub_private_repo",
+        "true",
+    ]
+    with LoopbackHub(tmp_path / "hub", token="another") as hub, connected(hub):
+        train([*command, *options, "--output_dir", str(tmp_path / "run")])
+    error = [line for line in capfd.readouterr().err.splitlines() if "not published" in line]
+    expected = f"lascl-publish {tmp_path / 'run'} --hub_model_id {REPO} --hub_private_repo true --hub_main first_fold"
+    assert len(error) == 1 and error[0].endswith(expected) and "401" in error[0] and "hf auth login" in error[0]
+
+
+def test_killed_while_it_uploads_and_published_again(run, tmp_path):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
+        hub.fail("hang", "PUT", "/lfs/", after=1)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lascl.hub.publish", str(run.dir), "--hub_model_id", REPO],
+            cwd=tmp_path,
+            env=environment(hub, tmp_path, HF_TOKEN=TOKEN),
+        )
+        deadline = time.monotonic() + 120
+        while sum(method == "PUT" for method, *_ in list(hub.requests)) < 2:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert set(hub.repositories[REPO].branches) == {"fold-1", "main"}
+        assert len(hub.repositories[REPO].history("fold-1")) == 1  # nothing but what a new repository holds
+        hub.recover()
+        with connected(hub):
+            assert lascl_publish(run.dir) == 0
+        assert holds(hub) == run.expected
+
+
+def test_some_folds_and_what_main_holds(run, tmp_path):
+    """Scripted scores of the validation: fold 2 is better at the last epoch, fold 1 at its best."""
+    for number, scores in ((1, (0.9, 0.2)), (2, (0.3, 0.4))):
+        path = run.dir / f"fold-{number}" / "log_history.json"
+        entries = [{"step": step, "epoch": step, "validation_ua": ua} for step, ua in enumerate(scores, start=1)]
+        path.write_text(json.dumps(entries))
+    assert fold_for_main(run.dir) == fold_for_main(run.dir, "best_validation") == 2
+    assert fold_for_main(run.dir, "first_fold") == 1
+    recipe = yaml.safe_load((run.dir / "recipe.yaml").read_text())
+    (run.dir / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "selection": "best_validation"}))
+    assert fold_for_main(run.dir) == 1
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        assert publish(run.dir, REPO, [2], private=True, hub_main="first_fold") == ["fold-2", "main"]
+        weights = run.dir / "fold-1" / "checkpoint" / "model.safetensors"
+        assert hub.read(REPO, "main", "model.safetensors") == weights.read_bytes()
+        assert hub.repositories[REPO].private and set(hub.repositories[REPO].branches) == {"fold-2", "main"}
+    for number in (1, 2):
+        (run.dir / f"fold-{number}" / "log_history.json").write_text("[]")
+    assert fold_for_main(run.dir) == 1
+    with pytest.raises(ValueError, match="needs a run with validation"):
+        fold_for_main(run.dir, "best_validation")
+    with pytest.raises(ValueError, match="hub_main must be .*first_fold.*; found 'best_test'"):
+        fold_for_main(run.dir, "best_test")
+    with pytest.raises(ValueError, match="needs a run that has trained on everything: train.py --hub_main full_data"):
+        fold_for_main(run.dir, "full_data")
+
+
+def test_main_may_hold_a_training_on_everything_whose_card_claims_no_score_of_its_own(command, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    options = ["--folds", "1", "--validation", "speaker", "--selection", "best_validation", "--hub_main", "full_data"]
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        run = [*command, *options, "--output_dir", str(run_dir), "--push_to_hub", "true", "--hub_model_id", REPO]
+        train(run)
+        weights = (run_dir / "full-data" / "checkpoint" / "model.safetensors").read_bytes()
+        assert hub.read(REPO, "main", "model.safetensors") == weights != hub.read(REPO, "fold-1", "model.safetensors")
+        card = hub.read(REPO, "main", "README.md").decode()
+        assert "no held-out score" in card
+        assert "predictions.csv" not in hub.content(REPO, "main") and "predictions.csv" in hub.content(REPO, "fold-1")
+        assert sorted(path.name for path in (run_dir / "full-data").iterdir()) == ["checkpoint", "log_history.json"]
+        assert capsys.readouterr().out.count("Training on everything: 70 utterances.") == 1
+        train(run)
+        assert "Training on everything: complete, kept." in capsys.readouterr().out
+
+
+def test_a_branch_ends_with_the_folds_content_whatever_was_there(run, tmp_path):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        publish(run.dir, REPO)
+        repository = hub.repositories[REPO]
+        stray = {"old/stale.bin": hub.store(b"stale", large=True), "README.md": hub.store(b"somebody's")}
+        repository.add("fold-1", {**repository.commits[repository.branches["fold-1"]].files, **stray}, "by hand")
+        assert publish(run.dir, REPO) == ["fold-1"]
+        assert holds(hub) == run.expected
+
+
+def test_the_text_encoder_is_published_on_demand(run, tmp_path, text_encoder):
+    from transformers import AutoModel, AutoTokenizer
+
+    assert not (stage_fold(run.dir, 1, REPO) / "text_encoder").exists()
+    folder = stage_fold(run.dir, 1, REPO, publish_text_encoder=True) / "text_encoder"
+    expected = AutoModel.from_pretrained(text_encoder).state_dict()
+    found = AutoModel.from_pretrained(folder).state_dict()
+    assert found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
+    assert (
+        AutoTokenizer.from_pretrained(folder)("sad").input_ids
+        == AutoTokenizer.from_pretrained(text_encoder)("sad").input_ids
+    )
+
+
+def test_staging_copies_no_weights_and_changes_no_checkpoint(run):
+    before = contents(run.dir)
+    folder = stage_fold(run.dir, 1, REPO)
+    assert contents(run.dir) == before
+    assert (folder / "model.safetensors").samefile(run.dir / "fold-1" / "checkpoint" / "model.safetensors")
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == STAGED
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--folds", "3"], "Fold 3 of RUN is not finished; finished: 1, 2."),
+        (["--hub_model_id", "no-owner"], "hub_model_id must be org/name"),
+        (["--hub_model_id", "org/na--me"], "hub_model_id must be a repository's name on the Hub"),
+    ],
+)
+def test_what_is_wrong_is_said_without_asking_the_hub(run, capsys, options, message):
+    assert lascl_publish(run.dir, *options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message.replace("RUN", str(run.dir)) in error
+
+
+def test_a_folder_without_a_fold_is_no_run(tmp_path, capsys):
+    assert lascl_publish(tmp_path) == 2
+    assert "has no finished fold" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_publishes_its_folds_and_leaves_main(run, tmp_path):
+    (run.dir / "results.json").unlink()
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        assert publish(run.dir, REPO) == ["fold-1", "fold-2"]
+        assert set(hub.content(REPO, "main")) == {".gitattributes"}
+
+
+def test_a_damaged_fold_is_said(run, tmp_path):
+    (run.dir / "fold-2" / "predictions.csv").unlink()
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        with pytest.raises(PublishingError, match=r"fold-2, main of .* not published: it cannot be put together"):
+            publish(run.dir, REPO, hub_main="first_fold")
+        assert hub.content(REPO, "fold-1")["model.safetensors"]
+
+
+def test_publishing_is_no_part_of_a_runs_identity_and_trainer_never_pushes(tmp_path):
+    options = ["--push_to_hub", "true", "--hub_model_id", REPO, "--hub_private_repo", "false"]
+    options += ["--hub_main", "first_fold", "--publish_text_encoder", "true"]
+    recipe, _ = parse_recipe(["emodb", *options])
+    assert [getattr(recipe, name) for name in HUB] == [True, REPO, False, "first_fold", True]
+    assert recipe.to_dict() == parse_recipe(["emodb"])[0].to_dict()
+    args = recipe.training_arguments(tmp_path)
+    assert not args.push_to_hub and args.hub_model_id is None and args.hub_private_repo is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--push_to_hub", "true"], "hub_model_id must be org/name"),
+        (["--push_to_hub", "true", "--hub_model_id", "name"], "found 'name'"),
+        (["--hub_main", "best_test"], "hub_main must be best_validation or first_fold or full_data; found 'best_test'"),
+        (["--hub_main", "best_validation"], "needs validation"),
+        (["--hub_strategy", "end"], "hub_strategy is not used"),
+        (["--hub_token", TOKEN], "hub_token would be written to files; log in with `hf auth login`"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError) as error:
+        parse_recipe(["emodb", *options])
+    assert message in str(error.value) and TOKEN not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------- proofs
+
+
+@pytest.mark.proof
+def test_two_ranks_upload_once(command, tmp_path):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
+        options = ["--use_cpu", "true", "--push_to_hub", "true", "--hub_model_id", REPO]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        done = subprocess.run(
+            [*launcher, str(ROOT / "train.py"), *command, *options, "--output_dir", str(tmp_path / "run")],
+            cwd=tmp_path,
+            env=environment(hub, tmp_path, HF_TOKEN=TOKEN),
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert set(hub.repositories[REPO].branches) == {"fold-1", "fold-2", "main"}
+        puts = [path for method, path, _ in hub.requests if method == "PUT"]
+        assert len(puts) == len(set(puts))
+        assert sum(path.endswith("/commit/fold-1") for _, path, _ in hub.requests) <= 2
+
+
+@pytest.mark.proof
+def test_a_model_of_wavlm_larges_size_is_published_and_loaded(run, tmp_path, capsys):
+    """1.2 GB: neither process may hold the weights twice."""
+    import torch
+    from transformers import BertConfig, Wav2Vec2FeatureExtractor, WavLMConfig
+
+    from lascl import LaSCLConfig, LaSCLForAudioClassification
+
+    large = WavLMConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        conv_bias=False,
+    )
+    labels = dict(enumerate(["angry", "happy", "neutral", "sad"]))
+    model = LaSCLForAudioClassification(LaSCLConfig(audio_config=large, text_config=BertConfig(), id2label=labels))
+    with torch.no_grad():
+        model.lascl.label_features.normal_()
+    checkpoint = run.dir / "fold-1" / "checkpoint"
+    (checkpoint / "model.safetensors").unlink()
+    model.save_pretrained(checkpoint)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(checkpoint)
+    size = (checkpoint / "model.safetensors").stat().st_size
+    assert size > 1.2e9
+    del model
+    load = (
+        "import torch; from transformers import AutoModelForAudioClassification as Auto\n"
+        f"model = Auto.from_pretrained({REPO!r}, revision='fold-1', trust_remote_code=True).eval()\n"
+        "with torch.no_grad(): print(model(torch.zeros(1, 16000)).logits.shape)"
+    )
+    publish_command = ["-m", "lascl.hub.publish", str(run.dir), "--hub_model_id", REPO, "--folds", "1"]
+    peaks = {}
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
+        for name, words in (("publish", publish_command), ("load", ["-c", load])):
+            begun = time.monotonic()
+            measured = [sys.executable, "-c", MEASURED, *words]
+            done = subprocess.run(
+                measured, cwd=tmp_path, env=environment(hub, tmp_path, HF_TOKEN=TOKEN), capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr[-4000:]
+            peaks[name] = int(done.stdout.split()[-1]) * 1024
+            with capsys.disabled():
+                print(f"\n{name}: {time.monotonic() - begun:.0f} s, at most {peaks[name] / 1e9:.2f} GB")
+    assert peaks["publish"] < 1.2e9 and peaks["load"] < size + 1.5e9
+
+
+# Runs Python with the arguments, and prints the most memory it held, in KiB.
+MEASURED = """
+import resource, subprocess, sys
+
+subprocess.run([sys.executable, *sys.argv[1:]], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
