@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx2
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
@@ -313,11 +313,14 @@ def publish_branch(
 
 
 def _upload(api: HfApi, repo_id: str, branch: str, folder: Path, private: bool | None, message: str) -> bool:
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    heads = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
+    try:
+        heads = _heads(api, repo_id)
+    except RepositoryNotFoundError:
+        api.create_repo(repo_id, private=private)
+        heads = _heads(api, repo_id)
     if branch not in heads:
         api.create_branch(repo_id, branch=branch)
-        heads = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
+        heads = _heads(api, repo_id)
     changes = _changes(api, repo_id, branch, folder)
     if not changes:
         print(f"{branch} of {repo_id}: is there already.", flush=True)
@@ -329,6 +332,10 @@ def _upload(api: HfApi, repo_id: str, branch: str, folder: Path, private: bool |
         raise RuntimeError(f"commit {commit.oid} does not hold what was sent.")
     print(f"{branch} of {repo_id}: published.", flush=True)
     return True
+
+
+def _heads(api: HfApi, repo_id: str) -> dict[str, str]:
+    return {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
 
 
 def _changes(api: HfApi, repo_id: str, branch: str, folder: Path) -> list:
