@@ -22,9 +22,9 @@ from pathlib import Path
 
 import httpx2
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
@@ -314,34 +314,37 @@ def publish_branch(
 
 def _upload(api: HfApi, repo_id: str, branch: str, folder: Path, private: bool | None, message: str) -> bool:
     try:
-        heads = _heads(api, repo_id)
+        head = _head(api, repo_id, branch)
     except RepositoryNotFoundError:
         api.create_repo(repo_id, private=private)
-        heads = _heads(api, repo_id)
-    if branch not in heads:
-        api.create_branch(repo_id, branch=branch)
-        heads = _heads(api, repo_id)
-    changes = _changes(api, repo_id, branch, folder)
+        head = None
+    except RevisionNotFoundError:
+        head = None
+    if head is None:
+        if branch != "main":  # every repository has that
+            api.create_branch(repo_id, branch=branch)
+        head = _head(api, repo_id, branch)
+    changes = _changes(head, folder)
     if not changes:
         print(f"{branch} of {repo_id}: is there already.", flush=True)
         return False
     print(f"{branch} of {repo_id}: publishing ...", flush=True)
     # With the parent, a branch that somebody else moves meanwhile is looked at again instead of overwritten unseen.
-    commit = api.create_commit(repo_id, changes, commit_message=message, revision=branch, parent_commit=heads[branch])
-    if _changes(api, repo_id, branch, folder):
+    commit = api.create_commit(repo_id, changes, commit_message=message, revision=branch, parent_commit=head.sha)
+    if _changes(_head(api, repo_id, branch), folder):
         raise RuntimeError(f"commit {commit.oid} does not hold what was sent.")
     print(f"{branch} of {repo_id}: published.", flush=True)
     return True
 
 
-def _heads(api: HfApi, repo_id: str) -> dict[str, str]:
-    return {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
+def _head(api: HfApi, repo_id: str, branch: str) -> ModelInfo:
+    """The newest commit of a branch and its files. (Listing the tree would wait for ever, whatever the client says.)"""
+    return api.model_info(repo_id, revision=branch, files_metadata=True, timeout=TIME_OUT)
 
 
-def _changes(api: HfApi, repo_id: str, branch: str, folder: Path) -> list:
+def _changes(head: ModelInfo, folder: Path) -> list:
     """The operations that give a branch the folder's content; the Hub's own `.gitattributes` stays."""
-    entries = api.list_repo_tree(repo_id, recursive=True, revision=branch)
-    remote = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    remote = {file.rfilename: file for file in head.siblings}
     local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     added = [
         CommitOperationAdd(name, path)
@@ -352,13 +355,13 @@ def _changes(api: HfApi, repo_id: str, branch: str, folder: Path) -> list:
     return added + [CommitOperationDelete(name, is_folder=False) for name in stale]
 
 
-def _is_same(path: Path, entry: RepoFile) -> bool:
-    if path.stat().st_size != entry.size:
+def _is_same(path: Path, remote: RepoSibling) -> bool:
+    if path.stat().st_size != remote.size:
         return False
-    if entry.lfs is None:
-        return git_hash(path.read_bytes()) == entry.blob_id
+    if remote.lfs is None:
+        return git_hash(path.read_bytes()) == remote.blob_id
     with open(path, "rb") as file:
-        return sha_fileobj(file).hex() == entry.lfs.sha256
+        return sha_fileobj(file).hex() == remote.lfs.sha256
 
 
 # ------------------------------------------------------------------------------------------------------- when it fails

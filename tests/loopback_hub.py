@@ -412,7 +412,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, repo_id: str, revision: str = "main"):
         repository, sha = self.revision(repo_id, revision)
-        siblings = [{"rfilename": path} for path in repository.commits[sha].files]
+        siblings = [
+            {"rfilename": path, "size": file.size, "blobId": file.git_sha1}
+            | ({"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": 130}} if file.large else {})
+            for path, file in repository.commits[sha].files.items()
+        ]
         card = repository.commits[repository.branches["main"]].files.get("README.md")
         text = (self.hub.folder / card.sha256).read_text(encoding="utf-8") if card else ""
         task = re.search(r"^pipeline_tag: (\S+)$", text, re.MULTILINE)

@@ -38,10 +38,9 @@ STAGED = CODE | {
 }
 # What a publishing asks of the Hub, in this order.
 REQUESTS = {
-    "refs": ("GET", "/refs$"),
+    "head": ("GET", "/revision/"),
     "create": ("POST", "/api/repos/create"),
     "branch": ("POST", "/branch/"),
-    "tree": ("GET", "/tree/"),
     "validate": ("POST", "/api/validate-yaml"),
     "preupload": ("POST", "/preupload/"),
     "batch": ("POST", "/objects/batch"),
@@ -55,7 +54,15 @@ MATRIX = [(request, kind) for request in REQUESTS for kind in KINDS] + [
 ]
 # One of each kind and one at each request: the rest is a proof.
 QUICK = [
-    *(("create", "closed"), ("refs", 401), ("branch", 409), ("tree", 500), ("validate", "html"), ("preupload", "hang")),
+    *(
+        ("create", "closed"),
+        ("head", 401),
+        ("branch", 409),
+        ("head", "hang"),
+        ("head", 500),
+        ("validate", "html"),
+        ("preupload", "hang"),
+    ),
     *(("batch", 403), ("put", "cut"), ("verify", 503), ("commit", 412), ("commit", "done"), ("commit", 429)),
 ]
 
