@@ -115,10 +115,19 @@ def expected_calibration_error(probabilities: np.ndarray, references: Sequence[i
             f"Expected references from 0 to {num_classes - 1}, one for each column; found {references.min()} to "
             f"{references.max()}."
         )
-    confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == references
-    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
-    bins = np.searchsorted(inner_edges, confidence, side="left")
+    _, confidence, num_right = calibration_bins(probabilities.max(axis=1), right, num_bins)
     # |B_m| / n * |acc - conf| is |right answers - summed confidence| / n: no division by an empty bin.
-    gaps = np.bincount(bins, right, minlength=num_bins) - np.bincount(bins, confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(references))
+    return float(np.abs(num_right - confidence).sum() / len(references))
+
+
+def calibration_bins(confidences: np.ndarray, right: np.ndarray, num_bins: int) -> tuple[np.ndarray, ...]:
+    """Sums over the bins of `expected_calibration_error`, each (num_bins,): utterances, confidences, right answers.
+
+    Args:
+        confidences: (n,) the probability of the predicted class, in [0, 1]; one of 0 is in the first bin.
+        right: (n,) whether the prediction is right.
+    """
+    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
+    bins = np.searchsorted(inner_edges, confidences, side="left")
+    return tuple(np.bincount(bins, weights, minlength=num_bins) for weights in (None, confidences, right))

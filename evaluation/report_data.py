@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from lascl.evaluation.metrics import calibration_bins
 from lascl.evaluation.results import SCORES, read_predictions
 
 
@@ -62,7 +63,7 @@ def load_run(run_dir: str | Path) -> Run:
     for name in ("results.json", "recipe.yaml", "environment.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}. Give the folder of a finished run: train.py's output_dir.")
-    results = _parsed(folder / "results.json")
+    results = parsed_file(folder / "results.json")
     try:
         numbers = [fold["fold"] for fold in results["folds"]]
         results["pooled"]["labels"], results["mean"]["classifier"], results["std"]["classifier"]
@@ -77,17 +78,18 @@ def load_run(run_dir: str | Path) -> Run:
     return Run(
         name=folder.resolve().name,
         results=results,
-        recipe=_parsed(folder / "recipe.yaml"),
-        environment=_parsed(folder / "environment.json"),
-        protocol=_parsed(protocol) if protocol.is_file() else {},
+        recipe=parsed_file(folder / "recipe.yaml"),
+        environment=parsed_file(folder / "environment.json"),
+        protocol=parsed_file(protocol) if protocol.is_file() else {},
         num_skipped=_count_rows(folder / "skipped.csv"),
         predictions={number: read_predictions(folder / f"fold-{number}" / "predictions.csv") for number in numbers},
-        histories={number: _parsed(path) for number, path in histories.items() if path.is_file()},
+        histories={number: parsed_file(path) for number, path in histories.items() if path.is_file()},
         embeddings={number: _arrays(path) for number, path in embeddings.items() if path.is_file()},
     )
 
 
-def _parsed(path: Path):
+def parsed_file(path: Path):
+    """The content of a JSON or YAML file of a run. Raises ValueError, naming it, if it is damaged."""
     text = path.read_text(encoding="utf-8")
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -132,15 +134,9 @@ def reliability(confidences: np.ndarray, right: np.ndarray, num_bins: int = 15) 
         `count`, `confidence` and `accuracy`, each (num_bins,): utterances in a bin, and their means, NaN in an empty
         bin.
     """
-    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]  # as `expected_calibration_error`
-    bins = np.searchsorted(inner_edges, confidences, side="left")
-    count = np.bincount(bins, minlength=num_bins)
+    count, confidence, num_right = calibration_bins(confidences, right, num_bins)
     with np.errstate(invalid="ignore"):
-        return {
-            "count": count,
-            "confidence": np.bincount(bins, weights=confidences, minlength=num_bins) / count,
-            "accuracy": np.bincount(bins, weights=right, minlength=num_bins) / count,
-        }
+        return {"count": count, "confidence": confidence / count, "accuracy": num_right / count}
 
 
 def best_epoch_on_test(run: Run) -> dict | None:

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 
 import jinja2
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lascl.data.public_corpora import PUBLIC_CORPORA
-from lascl.evaluation.report_data import Run, best_epoch_on_test
+from lascl.evaluation.report_data import Run, best_epoch_on_test, parsed_file
 from lascl.evaluation.results import read_predictions, score_rows
 from lascl.report import markdown_cell, per_cent
 from lascl.training.recipe import Recipe
@@ -172,11 +171,7 @@ def public_config(checkpoint: str | Path) -> str:
 def _read(path: Path):
     if not path.is_file():
         raise ValueError(f"{path} is missing. Give the folder of a run: train.py's output_dir.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+    return parsed_file(path)
 
 
 # ------------------------------------------------------------------------------------------------------------ scores
