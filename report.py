@@ -64,7 +64,7 @@ def write_report(run_dir: str | Path) -> None:
         "recipe_text": (run_dir / "recipe.yaml").read_text(encoding="utf-8").strip(),
         "scores": SCORES,
         "pooled": run.results["pooled"],
-        "best_epoch": best_epoch_on_test(run),
+        "best_epoch": best_epoch_on_test(run.histories_by_fold),
         "num_speakers": len({row["speaker"] for row in run.rows}),
         "table": table,
         "fold_table": [

@@ -121,6 +121,11 @@ def expected_calibration_error(probabilities: np.ndarray, references: Sequence[i
     return float(np.abs(num_right - confidence).sum() / len(references))
 
 
+def sample_std(values: Sequence[float]) -> float:
+    """The standard deviation with n - 1; 0 for one value, which tells nothing of a spread."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def calibration_bins(confidences: np.ndarray, right: np.ndarray, num_bins: int) -> tuple[np.ndarray, ...]:
     """Sums over the bins of `expected_calibration_error`, each (num_bins,): utterances, confidences, right answers.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from lascl.evaluation.metrics import calibration_bins
+from lascl.evaluation.metrics import calibration_bins, sample_std
 from lascl.evaluation.results import SCORES, read_predictions
 
 
@@ -41,6 +42,11 @@ class Run:
     @property
     def labels(self) -> list[str]:
         return self.results["pooled"]["labels"]
+
+    @property
+    def histories_by_fold(self) -> list[list[dict] | None]:
+        """The log of each fold that was tested, None where there is none."""
+        return [self.histories.get(number) for number in self.predictions]
 
     @property
     def has_label_space(self) -> bool:
@@ -139,26 +145,29 @@ def reliability(confidences: np.ndarray, right: np.ndarray, num_bins: int = 15) 
         return {"count": count, "confidence": confidence / count, "accuracy": num_right / count}
 
 
-def best_epoch_on_test(run: Run) -> dict | None:
+def best_epoch_on_test(histories: Iterable[list[dict] | None]) -> dict | None:
     """Mean and standard deviation over folds of WA and UA at the epoch that is best on the test side itself.
 
     Some papers report this; it is optimistic, since the test chooses the epoch. Each fold's epoch is the first of the
     highest UA.
+
+    Args:
+        histories: the `log_history.json` of each fold, or None where there is none.
 
     Returns:
         `mean` and `std` (n - 1, 0 for one fold) with `wa` and `ua`, fractions; `None` unless every fold logged
         `test_ua` and `test_wa`.
     """
     best = []
-    for number in run.predictions:
-        tested = [entry for entry in run.histories.get(number, ()) if {"test_ua", "test_wa"} <= entry.keys()]
+    for history in histories:
+        tested = [entry for entry in history or () if {"test_ua", "test_wa"} <= entry.keys()]
         if not tested:
             return None
         best.append(max(tested, key=lambda entry: entry["test_ua"]))
     values = {name: [entry[f"test_{name}"] for entry in best] for name in ("wa", "ua")}
     return {
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
-        "std": {name: float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for name, v in values.items()},
+        "std": {name: sample_std(v) for name, v in values.items()},
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from lascl.evaluation.intervals import speaker_counts, speaker_interval
-from lascl.evaluation.metrics import SCORES, expected_calibration_error, score
+from lascl.evaluation.metrics import SCORES, expected_calibration_error, sample_std, score
 
 
 # The columns of each head: `probability_<label>` is the label head's.
@@ -121,7 +121,7 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
         "pooled": _pooled(rows, labels, head),
         **({"improvised": _pooled(improvised, labels, head)} if improvised else {}),
         "mean": _over_folds(folds, np.mean),
-        "std": _over_folds(folds, lambda values: np.std(values, ddof=1) if len(values) > 1 else 0.0),
+        "std": _over_folds(folds, sample_std),
     }
 
 

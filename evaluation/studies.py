@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lascl.evaluation.compare import compare_runs
-from lascl.evaluation.metrics import SCORES
+from lascl.evaluation.metrics import SCORES, sample_std
 
 
 def summarise_study(study: Path, names: list[str], seeds: list[int]) -> dict:
@@ -22,7 +22,7 @@ def summarise_study(study: Path, names: list[str], seeds: list[int]) -> dict:
             score: {
                 "by_seed": [run[score] for run in pooled],
                 "mean": float(np.mean([run[score] for run in pooled])),
-                "std": float(np.std([run[score] for run in pooled], ddof=1)) if len(pooled) > 1 else 0.0,
+                "std": sample_std([run[score] for run in pooled]),
             }
             for score in SCORES
         }

@@ -10,7 +10,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lascl.data.public_corpora import PUBLIC_CORPORA
-from lascl.evaluation.report_data import Run, best_epoch_on_test, parsed_file
+from lascl.evaluation.report_data import best_epoch_on_test, parsed_file
 from lascl.evaluation.results import read_predictions, score_rows
 from lascl.report import markdown_cell, per_cent
 from lascl.training.recipe import Recipe
@@ -225,10 +225,8 @@ def _spread(mean: dict | None = None, std: dict | None = None) -> list[str]:
 
 
 def _best_epoch(run_dir: Path, numbers: list[int]) -> dict | None:
-    paths = {number: run_dir / f"fold-{number}" / "log_history.json" for number in numbers}
-    histories = {number: _read(path) for number, path in paths.items() if path.is_file()}
-    predictions = {number: [] for number in numbers}  # only their folds are looked at
-    return best_epoch_on_test(Run(run_dir.name, {}, {}, {}, {}, 0, predictions, histories, {}))
+    paths = [run_dir / f"fold-{number}" / "log_history.json" for number in numbers]
+    return best_epoch_on_test(_read(path) if path.is_file() else None for path in paths)
 
 
 def _selection(recipe: dict) -> str:

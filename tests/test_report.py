@@ -204,10 +204,10 @@ def test_latex_row(run_dir, capsys):
 
 def test_best_epoch_is_the_first_of_the_highest_test_ua(run_dir):
     run = load_run(run_dir)
-    best = best_epoch_on_test(run)
+    best = best_epoch_on_test(run.histories_by_fold)
     assert best["mean"] == pytest.approx({"wa": 0.5, "ua": 0.6}) and best["std"] == pytest.approx({"wa": 0, "ua": 0})
     del run.histories[2]
-    assert best_epoch_on_test(run) is None
+    assert best_epoch_on_test(run.histories_by_fold) is None
 
 
 def test_speakers_are_counted(run_dir):
