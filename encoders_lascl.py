@@ -1,15 +1,22 @@
 """How stock encoders are adapted, one of the three files that travel with every checkpoint.
 
 Adaptations keep stock parameter names, switch on by what the encoder is, and store nothing in the checkpoint, so the
-weights load in a stock encoder too. Shapes: B utterances, L samples (or mel frames), T encoder frames, C channels.
+weights load in a stock encoder too. Shapes: B utterances, L samples (or mel frames), T encoder frames, C channels,
+H attention heads, D channels of a head.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
@@ -20,6 +27,8 @@ logger = logging.get_logger(__name__)
 LEAKY_TYPES = {"wav2vec2-conformer", "sew", "sew-d"}
 # Whisper's front end: 100 mel frames a second, halved by its second convolution.
 WHISPER_FRAMES_PER_S = 50
+# CUDA's memory-efficient attention copies a mask whose rows do not start at a multiple of so many elements.
+MASK_ALIGNMENT = {"cuda": 16}
 
 
 def build_audio_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -88,6 +97,11 @@ def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
     for layer in _before_convolutions(encoder):
         layer.valid_frames = None
         layer.register_forward_hook(_zero_padding)
+    for module in encoder.modules():
+        if type(module) is WavLMAttention:
+            # The same module with another forward: its parameters, hooks and device stay as they are.
+            module.__class__ = RecomputedWavLMAttention
+            module.config = encoder.config
     return encoder
 
 
@@ -147,6 +161,69 @@ class MaskedGroupNorm(nn.GroupNorm):
             centred = x - x @ share  # (B, C, T) - (B, C, 1)
             scale = torch.rsqrt(centred.square() @ share + self.eps) * self.weight[:, None]
             return (centred * scale + self.bias[:, None]).to(hidden_states.dtype)
+
+
+class RecomputedWavLMAttention(WavLMAttention):
+    """WavLM's attention (Chen et al., 2022, section 3) without a (B, H, T, T) tensor kept for backward.
+
+        softmax(q k^T / sqrt(D) + gate * distance_bias) v
+
+    by `scaled_dot_product_attention`. The gated bias and the attention are computed again in backward, with the same
+    dropout; the distance bias alone is kept, once for all layers and utterances, as (H, T, T). Stock keeps several
+    tensors of (B, H, T, T) a layer. Outputs, gradients and, on the CPU, the random numbers drawn are stock's.
+
+    Attention weights are never whole here: asked for `output_attentions`, stock's forward runs. Unlike stock, the
+    projections are called as modules, so that adapters placed on them (LoRA) take part.
+    """
+
+    def forward(self, hidden_states, attention_mask=None, position_bias=None, index=0, **kwargs):
+        """(B, T, C), `None` for the attention weights, and the distance bias (H, T, T) for the layers that follow."""
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
+        num_frames = hidden_states.shape[1]
+        if position_bias is None:
+            filling = -num_frames % MASK_ALIGNMENT.get(hidden_states.device.type, 1)
+            position_bias = F.pad(self.compute_bias(num_frames, num_frames), (0, filling)).contiguous()
+        padding = None
+        if attention_mask is not None:
+            padding = F.pad(attention_mask.ne(1), (0, position_bias.shape[-1] - num_frames))[:, None, None]
+        query, key, value = (
+            self._split_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, H, T, D) each
+        inputs = (hidden_states, query, key, value, position_bias, padding)
+        if torch.is_grad_enabled():
+            attended = checkpoint(self._attend, *inputs, use_reentrant=False)
+        else:
+            attended = self._attend(*inputs)
+        # As (T, B, C), stock's layout: dropout behind this layer draws in the order of strides.
+        attended = attended.permute(2, 0, 1, 3).flatten(2)
+        return self.out_proj(attended).transpose(0, 1), None, position_bias
+
+    def _attend(self, hidden_states, query, key, value, position_bias, padding):
+        """(B, H, T, D). `position_bias` may have more than T columns, which are cut off again."""
+        gates = self.gru_rel_pos_linear(self._split_heads(hidden_states))  # (B, H, T, 8)
+        gate_a, gate_b = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)  # (B, H, T, 1) each
+        gate = gate_a * (gate_b * self.gru_rel_pos_const - 1) + 2
+        bias = gate * position_bias  # (B, H, T, T or more)
+        if padding is not None:
+            bias = bias.masked_fill_(padding, float("-inf"))
+        if bias.shape[-1] != query.shape[2]:
+            bias = bias[..., : query.shape[2]]
+        dropout = self.dropout if self.training else 0.0
+        with _kernels_with_mask_gradient(query.device):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+
+    def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+
+
+def _kernels_with_mask_gradient(device: torch.device):
+    """On CUDA, the kernels that give the gradient of a mask. Pinned, because a pass without gradients would choose
+    another one, which draws dropout in another order; and cuDNN's backward with a mask can give NaN
+    (pytorch#196678)."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def encode_audio(

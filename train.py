@@ -21,6 +21,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging
@@ -41,6 +42,7 @@ from lascl.hub.card import fold_card
 from lascl.hub.publish import FULL_DATA, BackgroundPublisher
 from lascl.report import write_report
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
+from lascl.training.lora import add_lora
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import FIXED_BY_WEIGHTS, Recipe, parse_recipe
@@ -54,7 +56,7 @@ LOSS_FIELDS = (
     *("prediction_head", "freeze_feature_encoder"),
 )
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
-NOT_LOGGED = ("_runtime", "_per_second", "total_flos")
+NOT_LOGGED = ("_runtime", "_per_second", "data_wait_share", "peak_memory_mib", "total_flos")
 
 
 def main(argv: list[str] | None = None):
@@ -102,6 +104,9 @@ def main(argv: list[str] | None = None):
     except BaseException as error:
         if publisher:
             publisher.cancel()
+        if should_reduce_batch_size(error):  # accelerate knows what an exhausted memory says, on every device
+            print(f"train.py: {memory_advice(args)}", file=sys.stderr)
+            sys.exit(2)
         if not is_disk_full(error):
             raise
         print(
@@ -114,6 +119,16 @@ def main(argv: list[str] | None = None):
         torch.distributed.destroy_process_group()  # before the network is waited for, which others would time out on
     if publisher:
         publisher.finish()
+
+
+def memory_advice(args: LaSCLTrainingArguments) -> str:
+    """One sentence: what did not fit, and what to add to the command."""
+    at_once = min(args.contrastive_chunk_size or args.per_device_train_batch_size, args.per_device_train_batch_size)
+    found = f"out of memory with {at_once} utterances x {args.num_views} views at once."
+    kept = "What is finished is kept."
+    if at_once == 1:
+        return f"{found} Add --gradient_checkpointing true, --bf16 true or a smaller --max_duration_s. {kept}"
+    return f"{found} Add --contrastive_chunk_size {at_once // 2}: the gradients stay those of the whole batch. {kept}"
 
 
 def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]:
@@ -150,7 +165,7 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
             f"of the speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'][:])))}.",
             *gaps(corpus, fold),
         )
-        extractor, runtime_s = train_fold(recipe, corpus, fold, fold_dir, *encoders)
+        extractor, cost = train_fold(recipe, corpus, fold, fold_dir, *encoders)
         rows, geometry = predict_fold(
             fold_dir / "checkpoint",
             corpus,
@@ -162,7 +177,7 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
             write_csv(fold_dir / "predictions.csv", rows)
             write_arrays(fold_dir / "embeddings.npz", geometry)
             scores = score_rows(read_predictions(fold_dir / "predictions.csv"), labels, recipe.prediction_head)
-            run = {"fold": fold.number, "commit": environment()["commit"], "train_runtime_s": runtime_s}
+            run = {"fold": fold.number, "commit": environment()["commit"], **cost}
             write_json(fold_dir / "metrics.json", {**run, **scores})  # last: it marks the fold as complete
             shutil.rmtree(fold_dir / "trainer", ignore_errors=True)
         if publisher:
@@ -259,7 +274,8 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     """Trains one fold, from its last intermediate checkpoint if there is one, and saves `fold_dir/checkpoint`.
 
     Returns:
-        The feature extractor of the checkpoint, and the seconds of training, earlier starts included.
+        The feature extractor of the checkpoint, and what training cost: `train_runtime_s`, earlier starts included, and
+        the rates of `StepClock` of this one.
     """
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
@@ -284,6 +300,7 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     )
     if "input_features" in extractor.model_input_names and not recipe.init_from:  # that has its window already
         extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
+    adapters = add_lora(model, recipe.lora_rank) if recipe.lora_rank else None
     limit_s = clip_limit_s(recipe, extractor)
     cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"][:])
     if cut:
@@ -310,10 +327,13 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     if trainer.is_world_process_zero():
         fold_dir.mkdir(parents=True, exist_ok=True)
         write_json(fold_dir / "log_history.json", merge_log(trainer.state.log_history))
+        if adapters:
+            adapters.merge_and_unload()
         save_checkpoint(model, extractor, fold_dir / "checkpoint", recipe, text_encoder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
-    return extractor, trainer.state.log_history[-1]["train_runtime"]
+    runtime_s = trainer.state.log_history[-1]["train_runtime"]
+    return extractor, {"train_runtime_s": runtime_s, **trainer.clock.since_start()}
 
 
 def merge_log(entries: list[dict]) -> list[dict]:

@@ -15,25 +15,29 @@ class LaSCLTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
 
     Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`, `bucket_by_length`,
-    `utterances_per_class`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the audio encoder),
-    `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps), `weight_decay`
-    (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch), `save_total_limit` (2),
-    `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where they stopped),
-    `dataloader_pin_memory` (where there is a GPU) and `remove_unused_columns` (must stay false: batches are made from
-    columns that no model takes).
+    `utterances_per_class`, `contrastive_chunk_size`. Defaults that differ from stock: `learning_rate` (1e-3, for all
+    but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all
+    steps), `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch),
+    `save_total_limit` (2), `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where
+    they stopped), `dataloader_pin_memory` (where there is a GPU), `ddp_find_unused_parameters` (true, also with
+    gradient checkpointing) and `remove_unused_columns` (must stay false: batches are made from columns that no model
+    takes).
 
     Batches come from `lascl.data.UtteranceBatchSampler` instead of a `train_sampling_strategy` of stock's: each
     utterance once an epoch, unless `utterances_per_class` balances the classes of every batch.
 
     `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
-    not widen the contrastive batch: each micro-batch is compared with itself alone.
+    not widen the contrastive batch: each micro-batch is compared with itself alone. Where a process has not enough
+    memory for its share of the batch, `contrastive_chunk_size` is so many utterances (with all their views) that it
+    embeds at once: the loss and its gradients stay those of the whole batch (`lascl.training.gradient_cache`), for one
+    more forward pass.
 
     Paper unclear: warm-up length and weight decay are not given; we take 10 % of the steps and AdamW's usual 0.01.
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a `train_sampling_strategy`, label smoothing, several GPUs in one process, or several
-            processes that do not know of each other (torchrun on a CPU without `use_cpu`).
+            one, a chunk below 1 or under DeepSpeed or FSDP, a `train_sampling_strategy`, label smoothing, several GPUs
+            in one process, or several processes that do not know of each other (torchrun on a CPU without `use_cpu`).
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Of everything but the audio encoder."})
@@ -49,6 +53,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     utterances_per_class: int | None = field(
         default=None, metadata={"help": "So many of each class in a batch; by default as they come."}
     )
+    contrastive_chunk_size: int | None = field(
+        default=None, metadata={"help": "Utterances a process embeds at once: same gradients, less memory."}
+    )
     num_train_epochs: float = 50.0
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1
@@ -59,6 +66,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = "none"  # noqa: RUF036, HfArgumentParser wants stock's order
     remove_unused_columns: bool | None = False
     restore_callback_states_from_checkpoint: bool = True
+    # Layer-drop, and loss terms of weight 0, leave parameters without a gradient; stock forgets that when it
+    # checkpoints.
+    ddp_find_unused_parameters: bool | None = True
     # Pinning without an accelerator does nothing but warn.
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
@@ -89,6 +99,14 @@ class LaSCLTrainingArguments(TrainingArguments):
                 f"{self.per_device_train_batch_size}. Set global_batch_size."
             )
         self.per_device_train_batch_size = derived
+        if self.contrastive_chunk_size is not None:
+            if self.contrastive_chunk_size < 1:
+                raise ValueError(f"contrastive_chunk_size must be at least 1; found {self.contrastive_chunk_size}.")
+            if self.deepspeed or self.fsdp:
+                raise ValueError(
+                    "contrastive_chunk_size works in one process or under DDP; DeepSpeed and FSDP expect one backward "
+                    "pass a step. Use gradient_checkpointing there."
+                )
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy {self.train_sampling_strategy!r} is not used; set bucket_by_length or "

@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
+from transformers.utils import is_peft_available
 
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -63,6 +64,7 @@ HELP = {
     "contrastive_weight": "lambda_1 of eq. 9",
     "divergence_weight": "lambda_2 of eq. 9",
     "label_anchors": "label embeddings take part in eq. 4",
+    "lora_rank": "fine-tune the audio encoder by LoRA of this rank (needs peft); 0 trains all its weights",
     "prediction_head": "label or classifier",
     "push_to_hub": "publish each fold as it is finished, beside the training of the next",
     "hub_model_id": "org/name: the repository on the Hub; each fold becomes a branch",
@@ -92,8 +94,10 @@ HUB_MAIN = ("best_validation", "first_fold", "full_data")
 NOT_OURS = ("hub_strategy", "hub_always_push", "hub_revision")
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
 FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "text_pooling")
-# Fields that cannot change what a fold learns: a run may be continued with other values.
+# Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
+# processes does): a run may be continued with other values.
 NOT_IDENTITY = {
+    "contrastive_chunk_size",
     "data_dir",
     "dataloader_num_workers",
     "dataloader_persistent_workers",
@@ -101,6 +105,7 @@ NOT_IDENTITY = {
     "dataloader_pin_memory",
     "disable_tqdm",
     "folds",
+    "gradient_checkpointing",
     "log_level",
     "per_device_eval_batch_size",
     "report_to",
@@ -137,6 +142,7 @@ class Recipe:
             encoders (`audio_encoder` and `text_encoder` are then not used) and the fields of `FIXED_BY_WEIGHTS`. The
             labels are the corpus's; unless they are the checkpoint's own, its classifier starts anew.
         freeze_feature_encoder: as in `LaSCLConfig`; by default frozen unless the encoder starts at random.
+        lora_rank: above 0, the audio encoder is fine-tuned through low-rank adapters, see `lascl.training.lora`.
         push_to_hub, hub_model_id, hub_private_repo, hub_main, publish_text_encoder: as for `lascl.hub.publish.publish`,
             when a fold is finished. Not kept in `recipe.yaml`.
         The others: fields of `LaSCLConfig`, with its defaults. `training` is filled by `parse_recipe`.
@@ -172,6 +178,7 @@ class Recipe:
     divergence_weight: float = 0.1
     label_anchors: bool = True
     prediction_head: str = "label"
+    lora_rank: int = 0
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_private_repo: bool | None = None
@@ -206,6 +213,10 @@ class Recipe:
             )
         if self.selection == "best_validation" and self.validation == "none":
             raise ValueError("selection best_validation needs validation: session, speaker or manifest.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must be at least 0; found {self.lora_rank}.")
+        if self.lora_rank and not is_peft_available():
+            raise ValueError("lora_rank needs PEFT: pip install 'lascl[lora]'.")
         if self.push_to_hub:
             check_repo_id(self.hub_model_id)
         if self.hub_main not in (None, *HUB_MAIN):

@@ -5,6 +5,7 @@ Letters: W processes, B_w rows of a batch on process w and B on all, K labels, D
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 
@@ -17,17 +18,25 @@ from lascl.data import UtteranceBatchSampler
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.gradient_cache import cached_forward
+
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 class LaSCLTrainer(Trainer):
     """Trains a `LaSCLForAudioClassification` on the paper's joint loss (eq. 9).
 
-    To stock it adds: the loss over the embeddings of all processes, batches from `UtteranceBatchSampler`, a learning
-    rate of its own for the audio encoder, each loss term and the share of padding in the log, logs that an interruption
-    does not change, the epoch told to the training data set (if it has `set_epoch`), and WA, UA and macro-F1 of both
-    heads from `evaluate()`. Takes the arguments of `Trainer` but `compute_loss_func`; `args` is a
-    `LaSCLTrainingArguments`. A training data set with `ids` is read in an order that follows from them;
-    `bucket_by_length` needs its `durations_s`, `utterances_per_class` its `labels` (`SpeechDataset` has all three).
+    To stock it adds: the loss over the embeddings of all processes, a gradient cache for batches that exceed the
+    memory, batches from `UtteranceBatchSampler`, a learning rate of its own for the audio encoder, each loss term, the
+    share of padding and the cost of the steps in the log, logs that an interruption does not change, the epoch told to
+    the training data set (if it has `set_epoch`), and WA, UA and macro-F1 of both heads from `evaluate()`. Takes the
+    arguments of `Trainer` but `compute_loss_func`; `args` is a `LaSCLTrainingArguments`. A training data set with `ids`
+    is read in an order that follows from them; `bucket_by_length` needs its `durations_s`, `utterances_per_class` its
+    `labels` (`SpeechDataset` has all three).
 
     Raises:
         ValueError: `compute_loss_func` is given.
@@ -42,6 +51,8 @@ class LaSCLTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.add_callback(_EpochBoundaries())
         self.add_callback(RunningMeans())
+        self.clock = StepClock()
+        self.add_callback(self.clock)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """This process's share of the batches of `UtteranceBatchSampler`; accelerate's sharding, which repeats
@@ -59,6 +70,13 @@ class LaSCLTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
         )
 
+    def get_batch_samples(self, *args, **kwargs):
+        """Stock's; the clock runs meanwhile."""
+        started = time.monotonic()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.clock.waited_s += time.monotonic() - started
+        return batches
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Eq. 9 over the rows of all processes while training, over the local rows in evaluation.
 
@@ -67,7 +85,11 @@ class LaSCLTrainer(Trainer):
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        outputs = model(**inputs)
+        rows_per_chunk = (self.args.contrastive_chunk_size or len(labels)) * self.args.num_views
+        if model.training and rows_per_chunk < len(labels):
+            outputs = cached_forward(model, inputs, rows_per_chunk)
+        else:
+            outputs = model(**inputs)
         audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B_w, D), (B_w, K)
         mask = inputs.get("attention_mask", labels.new_ones(0))
         num_rows, size = labels.new_tensor(len(labels)), labels.new_tensor(mask.numel())
@@ -120,13 +142,14 @@ class LaSCLTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def log(self, logs, start_time=None):
-        """Adds the mean of each loss term since the last log, and the share of the input that was padding.
+        """Adds the mean of each loss term since the last log, the share of the input that was padding, and what the
+        steps cost (`StepClock`).
 
         `loss` and `train_loss` are written from the same sums, which a checkpoint holds, where stock counts from the
         last start. Nothing is reduced: all processes saw the same values.
         """
         if "loss" in logs:
-            logs |= self._running_means.since_last_log()
+            logs |= self._running_means.since_last_log() | self.clock.since_last_log()
         elif "train_loss" in logs:
             means = self._running_means
             logs["train_loss"] = means.total_loss / max(means.num_losses, 1)
@@ -212,6 +235,54 @@ class _EpochBoundaries(TrainerCallback):
             control.should_log = due if args.logging_strategy == "epoch" else control.should_log
             control.should_evaluate = due if args.eval_strategy == "epoch" else control.should_evaluate
             control.should_save = due if args.save_strategy == "epoch" else control.should_save
+
+
+class StepClock(TrainerCallback):
+    """What training steps cost on this machine: evaluation, saving and logging do not count."""
+
+    def __init__(self):
+        self.waited_s = 0.0  # for data
+        self.stepped_s = 0.0
+        self.num_steps = 0
+        self.logged = (0.0, 0.0, 0)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stepped_s += time.monotonic() - self.started
+        self.num_steps += 1
+
+    def since_last_log(self) -> dict[str, float]:
+        """See `rates`; counting starts anew."""
+        now = (self.waited_s, self.stepped_s, self.num_steps)
+        waited_s, stepped_s, num_steps = (total - before for total, before in zip(now, self.logged))
+        self.logged = now
+        return self.rates(waited_s, stepped_s, num_steps)
+
+    def since_start(self) -> dict[str, float]:
+        """See `rates`; since this process began to train."""
+        return self.rates(self.waited_s, self.stepped_s, self.num_steps)
+
+    @staticmethod
+    def rates(waited_s: float, stepped_s: float, num_steps: int) -> dict[str, float]:
+        """Optimiser steps a second, the share of their time that was waiting for data, and the highest memory so far in
+        MiB: of tensors on the GPU, else of the process. Empty without steps."""
+        if not num_steps:
+            return {}
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident_bytes()
+        return {
+            "train_steps_per_second": num_steps / (waited_s + stepped_s),
+            "data_wait_share": waited_s / (waited_s + stepped_s),
+            **({} if peak is None else {"peak_memory_mib": peak / 2**20}),
+        }
+
+
+def _peak_resident_bytes() -> int | None:
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class RunningMeans(TrainerCallback, ExportableState):

@@ -1,0 +1,111 @@
+"""The gradient cache (Gao et al., 2021, arXiv:2101.06983): a contrastive batch of any size in the memory of one chunk.
+
+Letters: B rows of a batch, D width of the joint space, K labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from lascl.modeling_lascl import LaSCLOutput
+
+
+def cut_into_chunks(inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> list[tuple[list[int], int | None]]:
+    """Rows of each chunk, and the length to which padding is cut off in it.
+
+    Waveforms are sorted by length, because a loss over the whole batch does not care for its order: each chunk is as
+    long as its own longest row. The adapted encoders give the same answer for any amount of padding. Inputs without
+    an `attention_mask`, and Whisper's fixed window, stay as they are. Chunks differ by one row at most.
+    """
+    num_rows = len(next(iter(inputs.values())))
+    order, lengths = np.arange(num_rows), None
+    if "input_values" in inputs and inputs.get("attention_mask") is not None:
+        lengths = inputs["attention_mask"].sum(-1).cpu().numpy()
+        order = np.argsort(lengths, kind="stable")
+    chunks = np.array_split(order, -(-num_rows // rows_per_chunk))
+    return [(rows.tolist(), None if lengths is None else int(lengths[rows].max())) for rows in chunks]
+
+
+def cached_forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> LaSCLOutput:
+    """What `model(**inputs)` gives, with the gradients that it gives, in the memory of one chunk of rows.
+
+    Each chunk is forwarded without a graph. Backward takes the gradient with respect to the outputs, forwards one chunk
+    after the other again with the random numbers of the first time (torch's on every device, and numpy's, from which
+    SpecAugment draws) and adds up the parameters' gradients. Costs a second forward pass. With DistributedDataParallel
+    the processes meet once, in the last chunk.
+
+    Args:
+        model: a `LaSCLForAudioClassification`, wrapped or not, in which rows do not depend on each other.
+        inputs: its inputs (B, ...), without `labels`.
+        rows_per_chunk: at least 1.
+
+    Returns:
+        `audio_embeds` (B, D), `label_embeds` (K, D) and `class_logits` (B, K; `None` if the model has none), rows in
+        the order of `inputs`; nothing else.
+    """
+    # Autograd calls backward only for what has an input with a gradient.
+    trigger = torch.ones((), requires_grad=True)
+    chunks = cut_into_chunks(inputs, rows_per_chunk)
+    audio_embeds, label_embeds, class_logits = _CachedForward.apply(trigger, model, inputs, chunks)
+    return LaSCLOutput(audio_embeds=audio_embeds, label_embeds=label_embeds, class_logits=class_logits)
+
+
+class _CachedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, trigger, model, inputs, chunks):
+        ctx.model, ctx.inputs, ctx.chunks, ctx.generators = model, inputs, chunks, []
+        audio_embeds, class_logits = [], []
+        for rows, length in chunks:
+            chunk = _take(inputs, rows, length)
+            ctx.generators.append(_generators(chunk))
+            outputs = model(**chunk)
+            audio_embeds.append(outputs.audio_embeds)
+            class_logits.append(outputs.class_logits)
+        ctx.set_materialize_grads(False)  # zeros in place of no gradient would let weight decay act
+        back = np.argsort(np.concatenate([rows for rows, _ in chunks])).tolist()
+        class_logits = None if class_logits[0] is None else torch.cat(class_logits)[back]
+        # The labels' embeddings do not depend on the rows: those of the last chunk are those of all.
+        return torch.cat(audio_embeds)[back], outputs.label_embeds, class_logits
+
+    @staticmethod
+    def backward(ctx, audio_grad, label_grad, logits_grad):
+        before = _generators(ctx.inputs)
+        for number, (rows, length) in enumerate(ctx.chunks):
+            is_last = number == len(ctx.chunks) - 1
+            chunk = _take(ctx.inputs, rows, length)
+            _set_generators(ctx.generators[number])
+            # Until the last chunk, DDP must only add up.
+            sync = contextlib.nullcontext if is_last else getattr(ctx.model, "no_sync", contextlib.nullcontext)
+            with sync(), torch.enable_grad():
+                outputs = ctx.model(**chunk)
+                pairs = [
+                    (outputs.audio_embeds, None if audio_grad is None else audio_grad[rows]),
+                    (outputs.class_logits, None if logits_grad is None else logits_grad[rows]),
+                    (outputs.label_embeds, label_grad if is_last else None),
+                ]
+                pairs = [(output, grad) for output, grad in pairs if grad is not None and output.requires_grad]
+                torch.autograd.backward([output for output, _ in pairs], [grad for _, grad in pairs])
+        _set_generators(before)
+        return None, None, None, None
+
+
+def _take(inputs: Mapping[str, torch.Tensor], rows: list[int], length: int | None) -> dict[str, torch.Tensor]:
+    return {name: tensor[rows] if length is None else tensor[rows, :length] for name, tensor in inputs.items()}
+
+
+def _generators(inputs: Mapping[str, torch.Tensor]):
+    """States of the random generators that a forward pass of `inputs` draws from."""
+    first = next(iter(inputs.values()))
+    return torch.get_rng_state(), np.random.get_state(), first.device.type, *get_device_states(first)
+
+
+def _set_generators(states):
+    cpu, numpy, device_type, devices, device_states = states
+    torch.set_rng_state(cpu)
+    np.random.set_state(numpy)
+    set_device_states(devices, device_states, device_type=device_type)
