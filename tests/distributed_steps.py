@@ -34,40 +34,45 @@ class RecordingDataset(SpeechDataset):
         return super().__getitem__(index)
 
 
-def train(setting: dict, folder: Path) -> dict:
-    """Two epochs of two steps of (at most) eight utterances, two views each, then a prediction of ten others.
+# Plain gradient descent without clipping: a wrong scale of any gradient shows in the weights, which AdamW hides, and
+# parameters whose true gradient is zero do not amplify rounding, as they do in AdamW.
+GRADIENT_DESCENT = {
+    "global_batch_size": 8,
+    "num_train_epochs": 2,
+    "optim": "sgd",
+    "learning_rate": 0.05,
+    "encoder_learning_rate": 0.02,
+    "warmup_steps": 0,
+    "max_grad_norm": 0,
+}
 
-    Plain gradient descent without clipping: a wrong scale of any gradient shows in the weights, which AdamW hides, and
-    parameters whose true gradient is zero do not amplify rounding, as they do in AdamW.
-    """
+
+def train(setting: dict, folder: Path) -> dict:
+    """Two views of each of the first 16 utterances, by default for two epochs of two steps; then a prediction of the
+    ten utterances behind them. `arguments` of a setting replace those of `GRADIENT_DESCENT`."""
+    num_utterances, double = setting.get("utterances", 16), setting.get("double", True)
     args = LaSCLTrainingArguments(
         str(folder),
-        global_batch_size=8,
-        gradient_accumulation_steps=setting.get("accumulation", 1),
-        bucket_by_length="utterances" in setting,
         per_device_eval_batch_size=2,
-        num_train_epochs=2,
-        optim="sgd",
-        learning_rate=0.05,
-        encoder_learning_rate=0.02,
-        warmup_steps=0,
-        max_grad_norm=0,
         logging_strategy="steps",
         logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
+        **setting.get("arguments", GRADIENT_DESCENT),
     )
     corpus = load_corpus("emodb", setting["data_dir"], allow_partial=True)
     set_seed(7)
     model = LaSCLForAudioClassification.from_encoders(
         setting["audio_encoder"], setting["text_encoder"], corpus.features["label"].names, **setting["model"]
-    ).double()
+    )
+    model = model.double() if double else model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     extractor = AutoFeatureExtractor.from_pretrained(setting["audio_encoder"])
     audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": 0.4}
-    dataset = RecordingDataset(corpus, range(setting.get("utterances", 16)), augmentation="noise", num_views=2, **audio)
-    trainer = LaSCLTrainer(model, args, train_dataset=dataset, data_collator=DoubleCollator(extractor))
+    dataset = RecordingDataset(corpus, range(num_utterances), augmentation="noise", num_views=2, **audio)
+    collator = DoubleCollator(extractor) if double else SpeechCollator(extractor)
+    trainer = LaSCLTrainer(model, args, train_dataset=dataset, data_collator=collator)
     trainer.train()
     prediction = trainer.predict(SpeechDataset(corpus, range(16, 26), **audio))
     return {

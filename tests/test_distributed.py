@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import distributed_steps
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data import read_audio
+from lascl.training.random_encoders import save_random_audio_encoder
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,22 @@ TRAINED_PARTS = {
 }
 
 
+# Runs that must train alike: 20 steps of AdamW over 32 utterances a step, in one process or in two.
+TWENTY_STEPS = {
+    "global_batch_size": 32,
+    "num_train_epochs": 10,
+    "learning_rate": 1e-3,
+    "encoder_learning_rate": 1e-3,
+    "max_grad_norm": 1.0,
+}
+ALIKE = {
+    "32 at once": {},
+    "chunks of 8": {"contrastive_chunk_size": 8},
+    "checkpointed": {"activation_checkpointing": True},
+    "checkpointed chunks of 8": {"contrastive_chunk_size": 8, "activation_checkpointing": True},
+}
+
+
 def launch(*command, cwd, timeout_s=300) -> subprocess.CompletedProcess:
     """Runs `python -m ...` away from the repository, on the CPU, one thread a process."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
@@ -44,16 +62,23 @@ def launch(*command, cwd, timeout_s=300) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def settings(audio_encoders, text_encoder, emodb_like):
+def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     common = {
         "audio_encoder": audio_encoders["wav2vec2-layer"],
         "text_encoder": text_encoder,
         "data_dir": str(emodb_like),
     }
     settings = {name: {**common, "model": {"projection_dim": 8, **model}} for name, model in MODELS.items()}
-    settings["accumulated"] = {**settings["cross entropy alone"], "accumulation": 2}
-    settings["uneven"] = {**settings["joint"], "utterances": 13}  # batches of 7 and 6
-    return settings
+    plain = distributed_steps.GRADIENT_DESCENT
+    halves, by_length = {**plain, "gradient_accumulation_steps": 2}, {**plain, "bucket_by_length": True}
+    settings["accumulated"] = {**settings["cross entropy alone"], "arguments": halves}
+    settings["uneven"] = {**settings["joint"], "utterances": 13, "arguments": by_length}  # batches of 7 and 6
+    # Three utterances make two chunks in one process, and two and one in the other.
+    settings["uneven, cached"] = {**settings["uneven"], "arguments": {**by_length, "contrastive_chunk_size": 2}}
+    few_frames = {**conftest.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [10, 10], "conv_stride": [8, 8]}
+    wavlm = save_random_audio_encoder(few_frames, tmp_path_factory.mktemp("wavlm"))
+    long = {**common, "audio_encoder": str(wavlm), "model": {"projection_dim": 8}, "utterances": 64, "double": False}
+    return settings | {name: {**long, "arguments": {**TWENTY_STEPS, **changes}} for name, changes in ALIKE.items()}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +137,27 @@ def test_batches_that_two_processes_cannot_halve_train_as_in_one_process(one_pro
         assert len({*seen[0][epoch], *seen[1][epoch]}) == 13
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", ALIKE)
+def test_chunks_processes_and_checkpointing_train_alike_for_twenty_steps(one_process, two_processes, name, processes):
+    """By the largest difference, and by their mean, which would show a drift to one side."""
+    reference = one_process["32 at once"]["steps"]
+    runs = two_processes[name] if processes == 2 else [one_process[name]]
+    for run in runs:
+        assert (run["processes"], run["rows"], len(run["steps"])) == (processes, 32 // processes, 20)
+        for key in ("loss", "grad_norm"):
+            pairs = [(step[key], expected[key]) for step, expected in zip(run["steps"], reference, strict=True)]
+            differences = [found / expected - 1 for found, expected in pairs]
+            assert max(map(abs, differences)) < 1e-5, key
+            assert abs(sum(differences)) / 20 < 2e-6, key
+    assert reference[-1]["loss"] < 0.8 * reference[0]["loss"]  # it did train
+
+
+def test_chunks_of_uneven_shares_train_as_the_whole_batch(one_process, two_processes):
+    for run in (one_process["uneven, cached"], *two_processes["uneven, cached"]):
+        assert_trained_alike(run, one_process["uneven"])
+
+
 def test_accumulated_halves_train_as_the_whole_for_a_loss_per_sample_in_one_process_and_in_two(
     one_process, two_processes
 ):
@@ -128,7 +174,7 @@ def test_both_processes_end_with_the_same_weights_bit_by_bit(two_processes):
 
 
 def test_both_processes_are_told_the_epoch_and_share_its_utterances(one_process, two_processes):
-    for name in {*two_processes} - {"uneven"}:
+    for name in (*MODELS, "accumulated"):
         first, second = two_processes[name]
         assert [epoch for epoch, _ in first["seen"]] == [epoch for epoch, _ in second["seen"]] == [0] * 8 + [1] * 8
         assert len({*first["seen"], *second["seen"]}) == 32

@@ -105,7 +105,7 @@ class LaSCLTrainingArguments(TrainingArguments):
             if self.deepspeed or self.fsdp:
                 raise ValueError(
                     "contrastive_chunk_size works in one process or under DDP; DeepSpeed and FSDP expect one backward "
-                    "pass a step. Use gradient_checkpointing there."
+                    "pass a step. Use activation_checkpointing there."
                 )
         if self.train_sampling_strategy != "random":
             raise ValueError(

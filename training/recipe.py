@@ -97,6 +97,7 @@ FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "text_poo
 # Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
 # processes does): a run may be continued with other values.
 NOT_IDENTITY = {
+    "activation_checkpointing",
     "contrastive_chunk_size",
     "data_dir",
     "dataloader_num_workers",
@@ -105,7 +106,6 @@ NOT_IDENTITY = {
     "dataloader_pin_memory",
     "disable_tqdm",
     "folds",
-    "gradient_checkpointing",
     "log_level",
     "per_device_eval_batch_size",
     "report_to",

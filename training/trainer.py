@@ -272,7 +272,7 @@ class StepClock(TrainerCallback):
             return {}
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident_bytes()
         return {
-            "train_steps_per_second": num_steps / (waited_s + stepped_s),
+            "steps_per_second": num_steps / (waited_s + stepped_s),
             "data_wait_share": waited_s / (waited_s + stepped_s),
             **({} if peak is None else {"peak_memory_mib": peak / 2**20}),
         }
