@@ -1,6 +1,8 @@
 """LaSCLTrainer in one process: loss, optimiser, schedule, logs, epochs, repeatability, evaluation."""
 
+import gc
 import math
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -525,3 +527,49 @@ def test_what_would_be_ignored_is_refused(tmp_path):
         LaSCLTrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="override compute_loss"):
         LaSCLTrainer(compute_loss_func=lambda *_: None)
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+def test_nothing_of_the_text_encoder_is_in_memory_while_training(build, tmp_path):
+    model, collate = build()
+    found = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            gc.collect()
+            modules = [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
+            found.append([module for module in modules if type(module).__module__.endswith("modeling_bert")])
+
+    trainer = LaSCLTrainer(
+        model, arguments(tmp_path, max_steps=1), train_dataset=Clips(), data_collator=collate, callbacks=[Look()]
+    )
+    trainer.train()
+    assert found == [[]]
+    assert not any("text_encoder" in name for name in model.state_dict())
+
+
+def test_the_log_says_what_steps_cost(build, tmp_path):
+    class SlowClips(Clips):
+        def __getitem__(self, index):
+            time.sleep(0.01)
+            return super().__getitem__(index)
+
+    model, collate = build()
+    started = time.monotonic()
+    trainer = LaSCLTrainer(model, arguments(tmp_path), train_dataset=SlowClips(), data_collator=collate)
+    trainer.train()
+    elapsed_s = time.monotonic() - started
+    entries = logged(trainer)
+    assert len(entries) == 4
+    for entry in entries:
+        # Eight clips of a batch take 80 ms at least, which is waited for: there are no workers.
+        assert 1 / elapsed_s < entry["steps_per_second"] < 1 / 0.08
+        assert 0.08 * entry["steps_per_second"] <= entry["data_wait_share"] < 1
+        assert 100 < entry["peak_memory_mib"] < 24 * 1024
+    total = trainer.clock.since_start()
+    seconds = [1 / entry["steps_per_second"] for entry in entries]
+    assert total["steps_per_second"] == pytest.approx(4 / sum(seconds))
+    waited_s = sum(entry["data_wait_share"] * s for entry, s in zip(entries, seconds, strict=True))
+    assert total["data_wait_share"] == pytest.approx(waited_s / sum(seconds))
