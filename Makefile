@@ -14,7 +14,7 @@ test: .venv/installed
 
 # Kills the demo again and again; about half an hour.
 proofs: .venv/installed
-	$(BIN)/python -m pytest -m proof
+	$(BIN)/python -m pytest -m proof -n 0
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -388,7 +388,8 @@ class LaSCLModel(LaSCLPreTrainedModel):
                 "This model has no label embeddings yet. Call model.set_labels([...]), or build it with "
                 "LaSCLForAudioClassification.from_encoders."
             )
-        return unit_length(self.text_projection(self.label_features))
+        # DeepSpeed turns parameters into half precision, and leaves buffers as they are.
+        return unit_length(self.text_projection(self.label_features.to(self.text_projection.hidden.weight.dtype)))
 
     def set_labels(self, labels: list[str], template: str | None = None):
         """Makes the model answer these label words, whatever it was trained on.

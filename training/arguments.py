@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
@@ -102,7 +103,8 @@ class LaSCLTrainingArguments(TrainingArguments):
         if self.contrastive_chunk_size is not None:
             if self.contrastive_chunk_size < 1:
                 raise ValueError(f"contrastive_chunk_size must be at least 1; found {self.contrastive_chunk_size}.")
-            if self.deepspeed or self.fsdp:
+            # Both also come from the configuration of `accelerate launch`, and then leave `deepspeed` and `fsdp` empty.
+            if self.deepspeed_plugin or self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
                 raise ValueError(
                     "contrastive_chunk_size works in one process or under DDP; DeepSpeed and FSDP expect one backward "
                     "pass a step. Use activation_checkpointing there."

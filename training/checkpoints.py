@@ -23,7 +23,9 @@ class MarkWholeCheckpoints(TrainerCallback):
         process.wait_for_everyone()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if process.is_main_process and folder.is_dir():
-            sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+            # DeepSpeed keeps the optimiser's state in a folder of its own.
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
             write_json(folder / MARKER, sizes)
 
 
