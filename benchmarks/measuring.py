@@ -1,7 +1,12 @@
-"""What the benchmarks share: times taken in turns, bytes kept for backward, a table on screen and under `results/`."""
+"""What the benchmarks share: models with random weights, times taken in turns, bytes kept for backward, processes of
+their own, a table on screen and under `results/`."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +14,60 @@ from statistics import median
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
+from lascl import LaSCLConfig, LaSCLForAudioClassification
 from lascl.training.run_directory import environment, write_json
 
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 MIB = 2**20
+FOUND = "FOUND "
+SAMPLING_RATE = 16_000
+# microsoft/wavlm-large, but without layer-drop: chance must not decide how much is computed.
+WAVLM_LARGE = {
+    "model_type": "wavlm",
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "activation_dropout": 0.0,
+    "layerdrop": 0.0,
+}
+
+
+def random_model(audio_encoder: dict, num_labels: int = 4, **config) -> LaSCLForAudioClassification:
+    """A model with random weights and random label features, so that no text encoder is needed.
+
+    Args:
+        audio_encoder: `model_type` and other fields of its configuration.
+        num_labels: K.
+        **config: fields of `LaSCLConfig`.
+    """
+    torch.manual_seed(0)
+    model = LaSCLForAudioClassification(
+        LaSCLConfig(
+            audio_config=AutoConfig.for_model(**audio_encoder),
+            text_config=AutoConfig.for_model("roberta"),
+            id2label={index: f"label {index}" for index in range(num_labels)},
+            **config,
+        )
+    )
+    model.lascl.label_features = torch.randn_like(model.lascl.label_features)
+    return model
+
+
+def random_batch(num_rows: int, duration_s: float, num_labels: int = 4, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Noise of one length, as a collator gives it: no padding, so that all candidates compute the same frames."""
+    torch.manual_seed(0)
+    input_values = torch.randn(num_rows, int(duration_s * SAMPLING_RATE), device=device)
+    return {
+        "input_values": input_values,
+        "attention_mask": torch.ones_like(input_values, dtype=torch.int32),
+        "labels": torch.arange(num_rows, device=device) % num_labels,
+    }
 
 
 def median_seconds(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -63,6 +116,22 @@ def peak_cuda_mib(run: Callable[[], None]) -> float | None:
     run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() / MIB
+
+
+def run_apart(*command: str, **variables: str) -> dict:
+    """What `python COMMAND` reports with `report_found`; a process of its own, because the peak of a process's memory
+    never falls."""
+    done = subprocess.run(
+        [sys.executable, *command], env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+    if done.returncode or FOUND not in done.stdout:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.rpartition(FOUND)[2])
+
+
+def report_found(found: dict):
+    """Hands numbers to the process that called `run_apart`; nothing may be printed behind them."""
+    print(FOUND + json.dumps(found), flush=True)
 
 
 def save_table(name: str, title: str, columns: list[str], rows: list[list], notes: str = "", **measured):

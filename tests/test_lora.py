@@ -146,7 +146,7 @@ def test_adapters_have_the_encoder_s_learning_rate_and_frozen_weights_none(build
 def command(emodb_like, audio_encoders, text_encoder):
     return [
         *("emodb", "--data_dir", str(emodb_like), "--allow_partial", "true", "--folds", "1"),
-        *("--audio_encoder", audio_encoders["wavlm-layer"], "--text_encoder", text_encoder, "--max_duration_s", "0.3"),
+        *("--audio_encoder", audio_encoders["wavlm-layer"], "--text_encoder", text_encoder, "--max_duration_s", "0.15"),
         *("--num_train_epochs", "2", "--global_batch_size", "16", "--augmentation", "gain", "--disable_tqdm", "true"),
         *("--lora_rank", "2", "--encoder_learning_rate", "1e-2", "--save_strategy", "steps", "--save_steps", "2"),
     ]
@@ -177,7 +177,7 @@ def test_a_run_with_adapters_leaves_a_checkpoint_that_needs_no_peft(finished, au
     assert changed == {f"encoder.layers.{n}.attention.{p}.weight" for n in range(2) for p in projections}
 
     extractor, row = AutoFeatureExtractor.from_pretrained(checkpoint), read_csv(finished / "fold-1/predictions.csv")[5]
-    samples = read_audio(emodb_like / f"{row['id']}.wav", max_duration_s=0.3)
+    samples = read_audio(emodb_like / f"{row['id']}.wav", max_duration_s=0.15)
     probabilities = answers(model, extractor(samples, sampling_rate=16_000, return_tensors="pt"))["logits"].softmax(-1)
     for index, label in model.config.id2label.items():
         assert float(probabilities[0, index]) == pytest.approx(float(row[f"probability_{label}"]), abs=1e-5)

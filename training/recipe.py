@@ -304,7 +304,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     if unknown:
         raise ValueError(_unknown_field(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), kinds))
     typed = vars(namespace)
-    path = _find_recipe(typed.pop("recipe"))
+    path = find_recipe(typed.pop("recipe"))
     fields = {**_read_recipe(path, kinds), **typed}
     output_dir = Path(fields.pop("output_dir", f"runs/{path.stem}"))
     if "per_device_train_batch_size" in fields:
@@ -331,7 +331,8 @@ def check_repo_id(repo_id: str | None):
         raise ValueError(f"hub_model_id must be a repository's name on the Hub: {error}") from None
 
 
-def _find_recipe(name: str) -> Path:
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: NAME itself, or the shipped one of that name. Raises ValueError if there is neither."""
     for path in (Path(name), RECIPES / f"{name}.yaml"):
         if path.is_file():
             return path
@@ -346,6 +347,8 @@ def _read_recipe(path: Path, kinds: dict) -> dict:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold `field: value` lines; found a {type(fields).__name__}.")
+    if "study" in fields:
+        raise ValueError(f"{path.stem} is a study's recipe, of several variants. Run it with: lascl-study {path.stem}.")
     for name, value in fields.items():
         if name not in kinds:
             raise ValueError(f"{path}: {_unknown_field(name, kinds)}")
