@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -25,13 +26,20 @@ class LaSCLConfig(PreTrainedConfig):
         projection_dim (`int`, *optional*, defaults to 256):
             Width D of the joint space (paper: d, eq. 3).
         audio_layers (`str`, *optional*, defaults to `"last"`):
-            `"last"`: the last hidden state (eq. 1); `"weighted"`: a learned softmax-weighted sum of all layers.
+            `"last"`: the last hidden state (eq. 1); `"weighted"`: a learned softmax-weighted sum of all layers; or
+            numbers of hidden states such as `"1,2,3"` (0 is the embedding), pooled each for itself and concatenated.
         audio_pooling (`str`, *optional*, defaults to `"mean"`):
             How frames become one vector: `"mean"` or `"max"`, over valid frames only.
+        standardise_audio (`bool`, *optional*, defaults to `False`):
+            Whether the pooled audio is centred and scaled by the mean and standard deviation of the training
+            utterances, found once before training. Pooled states of a pre-trained encoder lie in a narrow cone, where
+            all cosines are near 1 and eq. 4 has little to work with.
         text_pooling (`str`, *optional*, defaults to `"mean"`):
             How tokens become one vector: `"mean"` over the attention mask, or `"first"` (the token BERT calls CLS).
         freeze_feature_encoder (`bool`, *optional*, defaults to `True`):
             Whether the convolutional front end of the audio encoder stays as it was pre-trained (paper, 3.2).
+        freeze_audio_encoder (`bool`, *optional*, defaults to `False`):
+            Whether the whole audio encoder stays as it was pre-trained: projections and classifier alone are trained.
         contrastive_temperature (`float`, *optional*, defaults to 0.07):
             tau of eq. 4, above 0. Also scales the label logits.
         contrastive_weight (`float`, *optional*, defaults to 0.5):
@@ -69,8 +77,10 @@ class LaSCLConfig(PreTrainedConfig):
     projection_dim: int = 256
     audio_layers: str = "last"
     audio_pooling: str = "mean"
+    standardise_audio: bool = False
     text_pooling: str = "mean"
     freeze_feature_encoder: bool = True
+    freeze_audio_encoder: bool = False
     contrastive_temperature: float = 0.07
     contrastive_weight: float = 0.5
     divergence_weight: float = 0.1
@@ -97,6 +107,16 @@ class LaSCLConfig(PreTrainedConfig):
         """The K label words in the order of their indices."""
         return [self.id2label[index] for index in range(len(self.id2label))]
 
+    @property
+    def audio_layer_numbers(self) -> list[int]:
+        """The hidden states that are concatenated; empty for `last` and `weighted`."""
+        return [] if self.audio_layers in ("last", "weighted") else [int(n) for n in self.audio_layers.split(",")]
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled audio."""
+        return self.audio_config.hidden_size * max(1, len(self.audio_layer_numbers))
+
     def get_text_config(self, decoder=None, encoder=None) -> LaSCLConfig:
         """Returns itself: `text_config` beside a `text_encoder` name makes the stock search ambiguous, and neither
         describes text that this model reads at inference."""
@@ -105,13 +125,16 @@ class LaSCLConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks every field and the combinations that would leave the chosen prediction head untrained."""
         for field, allowed in (
-            ("audio_layers", ("last", "weighted")),
             ("audio_pooling", ("mean", "max")),
             ("text_pooling", ("mean", "first")),
             ("prediction_head", ("label", "classifier")),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; found {getattr(self, field)!r}.")
+        if not re.fullmatch(r"last|weighted|\d+(,\d+)*", self.audio_layers):
+            raise ValueError(
+                f"audio_layers must be last, weighted or numbers such as 1,2,3; found {self.audio_layers!r}."
+            )
         if "{label}" not in self.label_template:
             raise ValueError(f"label_template must contain {{label}}; found {self.label_template!r}.")
         if self.projection_dim < 1:

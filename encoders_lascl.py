@@ -191,7 +191,7 @@ class RecomputedWavLMAttention(WavLMAttention):
             self._split_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, H, T, D) each
         inputs = (hidden_states, query, key, value, position_bias, padding)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and query.requires_grad:
             attended = checkpoint(self._attend, *inputs, use_reentrant=False)
         else:
             attended = self._attend(*inputs)

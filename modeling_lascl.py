@@ -227,7 +227,7 @@ class LaSCLOutput(ModelOutput):
         class_logits: (B, K) of the classifier on `pooled_audio` (eq. 7).
         audio_embeds: (B, D), unit length.
         label_embeds: (K, D), unit length.
-        pooled_audio: (B, d_a), the pooled hidden states H_a (eq. 1).
+        pooled_audio: (B, d_a), the pooled hidden states H_a (eq. 1), standardised if the configuration says so.
         terms: the unweighted loss terms by name.
     """
 
@@ -294,14 +294,20 @@ class LaSCLModel(LaSCLPreTrainedModel):
 
     def __init__(self, config: LaSCLConfig):
         super().__init__(config)
+        highest, available = max(config.audio_layer_numbers, default=0), config.audio_config.num_hidden_layers
+        if highest > available:
+            raise ValueError(f"audio_layers asks for layer {highest}, but this audio encoder has {available}.")
         self.audio_encoder = build_audio_encoder(config.audio_config)
-        d_a, d_t = config.audio_config.hidden_size, config.text_config.hidden_size
+        d_a, d_t = config.pooled_size, config.text_config.hidden_size
         self.audio_projection = LaSCLProjection(d_a, config.projection_dim)
         self.text_projection = LaSCLProjection(d_t, config.projection_dim)
         self.layer_weights = None
         if config.audio_layers == "weighted":
             # One weight for the embedding and one for each layer; equal at the start.
             self.layer_weights = nn.Parameter(torch.zeros(config.audio_config.num_hidden_layers + 1))
+        if config.standardise_audio:
+            self.register_buffer("pooled_mean", torch.zeros(d_a))
+            self.register_buffer("pooled_std", torch.ones(d_a))
         self.register_buffer("label_features", torch.full((config.num_labels, d_t), float("nan")))
         self._has_label_features = False
         self.main_input_name = self.audio_encoder.main_input_name
@@ -315,6 +321,28 @@ class LaSCLModel(LaSCLPreTrainedModel):
             self.audio_encoder.embed_positions.requires_grad_(False)
         if self.config.freeze_feature_encoder:
             self.freeze_feature_encoder()
+        if self.config.freeze_audio_encoder:
+            self.audio_encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """As in torch; a frozen audio encoder stays in evaluation mode, without dropout and masks."""
+        super().train(mode)
+        if self.config.freeze_audio_encoder:
+            self.audio_encoder.eval()
+        return self
+
+    def set_pooled_statistics(self, pooled: torch.Tensor):
+        """Takes mean and standard deviation of (N, d_a) pooled audio, as `forward` gives it before this was called, for
+        `standardise_audio`. A feature that never varies is only centred.
+
+        Raises:
+            ValueError: a model without `standardise_audio`.
+        """
+        if not self.config.standardise_audio:
+            raise ValueError("This model does not standardise its audio; build it with standardise_audio=True.")
+        mean, std = pooled.double().mean(dim=0), pooled.double().std(dim=0, correction=0)
+        self.pooled_mean.copy_(mean)
+        self.pooled_std.copy_(torch.where(std > 0, std, 1.0))
 
     def freeze_feature_encoder(self):
         """Keeps the convolutional front end of the audio encoder as it is (paper, 3.2)."""
@@ -357,13 +385,19 @@ class LaSCLModel(LaSCLPreTrainedModel):
         if (input_values is None) == (input_features is None):
             raise ValueError("Give exactly one of input_values and input_features.")
         inputs = input_values if input_features is None else input_features
-        weighted = self.layer_weights is not None
-        hidden, mask = encode_audio(self.audio_encoder, inputs, attention_mask, all_layers=weighted)
+        numbers, weighted = self.config.audio_layer_numbers, self.layer_weights is not None
+        hidden, mask = encode_audio(self.audio_encoder, inputs, attention_mask, all_layers=weighted or bool(numbers))
         if weighted:
             share = self.layer_weights.softmax(dim=0)
             hidden = sum(weight * layer for weight, layer in zip(share, hidden))  # (B, T, d_a)
         pool = masked_max if self.config.audio_pooling == "max" else masked_mean
-        return pool(hidden, mask)
+        if numbers:
+            pooled = torch.cat([pool(hidden[number], mask) for number in numbers], dim=-1)
+        else:
+            pooled = pool(hidden, mask)
+        if self.config.standardise_audio:
+            pooled = (pooled - self.pooled_mean) / self.pooled_std
+        return pooled
 
     def get_audio_embeddings(
         self,
@@ -461,7 +495,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         super().__init__(config)
         self.lascl = LaSCLModel(config)
         num_classes = len(config.classifier_labels or config.labels)
-        self.classifier = nn.Linear(config.audio_config.hidden_size, num_classes)
+        self.classifier = nn.Linear(config.pooled_size, num_classes)
         self.main_input_name = self.lascl.main_input_name
         self.post_init()
 

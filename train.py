@@ -23,6 +23,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub import snapshot_download
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 from transformers.utils import logging
 
@@ -35,11 +36,11 @@ from lascl import (
     make_folds,
 )
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
-from lascl.encoders_lascl import build_audio_encoder
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
 from lascl.hub.card import fold_card
 from lascl.hub.publish import FULL_DATA, BackgroundPublisher
+from lascl.modeling_lascl import LaSCLModel
 from lascl.report import write_report
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
 from lascl.training.lora import add_lora
@@ -53,7 +54,7 @@ from lascl.training.trainer import build_batch_sampler
 # Of a checkpoint that training starts from, what the recipe decides nevertheless.
 LOSS_FIELDS = (
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "label_anchors"),
-    *("prediction_head", "freeze_feature_encoder"),
+    *("prediction_head", "freeze_feature_encoder", "freeze_audio_encoder"),
 )
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
 NOT_LOGGED = ("_runtime", "_per_second", "data_wait_share", "peak_memory_mib", "total_flos")
@@ -308,14 +309,20 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     # The test's scores of every epoch are logged, since the field publishes them; nothing reads them.
     heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": limit_s}
     watched = {"validation": fold.validation, "test": fold.test}
+    collator = SpeechCollator(extractor)
     trainer = LaSCLTrainer(
         model,
         args,
         eval_dataset={name: SpeechDataset(corpus, rows, **heard) for name, rows in watched.items() if rows},
         train_dataset=training_data(recipe, corpus, fold, args, extractor),
-        data_collator=SpeechCollator(extractor),
+        data_collator=collator,
         processing_class=extractor,
     )
+    if recipe.standardise_audio and not recipe.init_from:
+        clean = SpeechDataset(corpus, fold.train, **heard)
+        model.lascl.set_pooled_statistics(
+            pooled_audio(model, DataLoader(clean, args.eval_batch_size, collate_fn=collator))
+        )
     trainer.add_callback(MarkWholeCheckpoints())
     with PartialState().main_process_first():
         if PartialState().is_main_process:
@@ -334,6 +341,17 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     trainer.accelerator.free_memory()
     runtime_s = trainer.state.log_history[-1]["train_runtime"]
     return extractor, {"train_runtime_s": runtime_s, **trainer.clock.since_start()}
+
+
+@torch.no_grad()
+def pooled_audio(model: LaSCLForAudioClassification, loader: DataLoader) -> torch.Tensor:
+    """(N, d_a): the pooled audio of all utterances of a loader, in evaluation mode."""
+    model.eval()
+    rows = []
+    for batch in loader:
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+        rows.append(model.lascl(**inputs).pooled_audio)
+    return torch.cat(rows)
 
 
 def merge_log(entries: list[dict]) -> list[dict]:
@@ -390,7 +408,7 @@ def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
             ) from None
         if kind == "audio":
             with torch.device("meta"):
-                build_audio_encoder(config)
+                LaSCLModel(LaSCLConfig(audio_config=config, **recipe.model_config()))
     return tuple(made)
 
 

@@ -196,6 +196,60 @@ def test_gradient_reaches_the_layer_weights_and_sums_to_zero(audio_encoders, tex
     assert gradient.sum().abs() < 1e-5  # a softmax does not change when all its inputs grow alike
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_numbered_layers_are_pooled_each_and_concatenated(pooling, audio_encoders, text_encoder):
+    folder = audio_encoders["wavlm-group"]
+    model = build(folder, text_encoder, audio_layers="2,0", audio_pooling=pooling)
+    pooled = outputs(model).pooled_audio
+    assert pooled.shape == (3, 32) and model.classifier.in_features == 32
+    for row, (_, states) in zip(pooled, stock_states(folder, speech())):
+        pool = (lambda x: x.mean(dim=0)) if pooling == "mean" else (lambda x: x.amax(dim=0))
+        assert (row - torch.cat([pool(states[2]), pool(states[0])])).abs().max() < 1e-5
+
+
+def test_a_layer_that_the_encoder_lacks_is_refused(audio_encoders, text_encoder):
+    with pytest.raises(ValueError, match="audio_layers asks for layer 3, but this audio encoder has 2"):
+        build(audio_encoders["wavlm-group"], text_encoder, audio_layers="1,3")
+
+
+def test_standardised_audio_has_mean_0_and_deviation_1_over_what_it_was_fitted_on(
+    audio_encoders, text_encoder, tmp_path
+):
+    plain = build(audio_encoders["wavlm-layer"], text_encoder)
+    model = build(audio_encoders["wavlm-layer"], text_encoder, standardise_audio=True)
+    before = outputs(plain).pooled_audio
+    torch.testing.assert_close(outputs(model).pooled_audio, before, rtol=0, atol=0)  # nothing fitted yet
+    before[:, 3] = 7.0  # a feature that never varies
+    model.lascl.set_pooled_statistics(before)
+    after = outputs(model).pooled_audio
+    expected = (before - before.mean(0)) / before.std(0, correction=0)
+    torch.testing.assert_close(after[:, 4:], expected[:, 4:], rtol=1e-4, atol=1e-4)
+    assert after[:, 4:].mean(0).abs().max() < 1e-4 and (after[:, 4:].square().mean(0) - 1).abs().max() < 1e-3
+    assert model.lascl.pooled_std[3] == 1 and after.isfinite().all()
+    model.save_pretrained(tmp_path)
+    again = LaSCLForAudioClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(outputs(again).pooled_audio, after)
+    with pytest.raises(ValueError, match="standardise_audio=True"):
+        plain.lascl.set_pooled_statistics(before)
+
+
+def test_a_frozen_audio_encoder_has_neither_gradient_nor_chance(audio_encoders, text_encoder, tmp_path):
+    model = build(audio_encoders["wavlm-layer"], text_encoder, freeze_audio_encoder=True)
+    for module in model.lascl.audio_encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.train()
+    assert model.training and model.lascl.audio_projection.training and not model.lascl.audio_encoder.training
+    first, second = (model(**speech(), labels=torch.tensor([0, 1, 0])) for _ in range(2))
+    assert torch.equal(first.pooled_audio, second.pooled_audio)
+    first.loss.backward()
+    trained = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and "lascl" in name}
+    assert trained == {"audio_projection", "text_projection"} and model.classifier.weight.grad is not None
+    model.save_pretrained(tmp_path)
+    again = LaSCLForAudioClassification.from_pretrained(tmp_path)
+    assert not any(parameter.requires_grad for parameter in again.lascl.audio_encoder.parameters())
+
+
 @pytest.mark.parametrize("pooling", ["mean", "first"])
 def test_label_features_are_the_pooled_states_of_the_stock_text_encoder(pooling, audio_encoders, text_encoder):
     model = build(

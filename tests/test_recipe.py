@@ -54,7 +54,7 @@ def test_shipped_recipes_hold_overrides_only(path):
 def test_defaults_of_model_fields_are_the_configurations():
     config = {f.name: f.default for f in dataclasses.fields(LaSCLConfig)}
     shared = [f for f in dataclasses.fields(Recipe) if f.name in config and f.name != "text_encoder"]
-    assert len(shared) == 12
+    assert len(shared) == 14
     for field in shared:
         expected = None if field.name == "freeze_feature_encoder" else config[field.name]
         assert field.default == expected, field.name

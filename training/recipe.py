@@ -56,10 +56,12 @@ HELP = {
     "init_from_revision": "branch, tag or commit on the Hub",
     "label_template": "what the text encoder reads for a label",
     "projection_dim": "width of the joint space",
-    "audio_layers": "last, or weighted: a learned sum of all layers",
+    "audio_layers": "last; weighted: a learned sum of all layers; or some, concatenated, such as 1,2,3",
     "audio_pooling": "mean or max over frames",
+    "standardise_audio": "centre and scale the pooled audio by the training utterances",
     "text_pooling": "mean over tokens, or first",
     "freeze_feature_encoder": "keep the convolutional front end; by default unless it starts at random",
+    "freeze_audio_encoder": "train projections and classifier alone",
     "contrastive_temperature": "tau of eq. 4",
     "contrastive_weight": "lambda_1 of eq. 9",
     "divergence_weight": "lambda_2 of eq. 9",
@@ -93,7 +95,7 @@ HUB_MAIN = ("best_validation", "first_fold", "full_data")
 # Trainer's own publishing, whose failures are silent and which writes the token to a file.
 NOT_OURS = ("hub_strategy", "hub_always_push", "hub_revision")
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
-FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "text_pooling")
+FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "standardise_audio", "text_pooling")
 # Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
 # processes does): a run may be continued with other values.
 NOT_IDENTITY = {
@@ -171,8 +173,10 @@ class Recipe:
     projection_dim: int = 256
     audio_layers: str = "last"
     audio_pooling: str = "mean"
+    standardise_audio: bool = False
     text_pooling: str = "mean"
     freeze_feature_encoder: bool | None = None
+    freeze_audio_encoder: bool = False
     contrastive_temperature: float = 0.07
     contrastive_weight: float = 0.5
     divergence_weight: float = 0.1
@@ -196,6 +200,7 @@ class Recipe:
         if self.on_bad_audio not in ("error", "skip"):
             raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
         self.folds = str(self.folds).strip("[]")
+        self.audio_layers = str(self.audio_layers).strip("[]").replace(" ", "")
         if self.init_from:
             self.audio_encoder = self.audio_encoder_revision = self.text_encoder = self.text_encoder_revision = None
         if self.freeze_feature_encoder is None:
@@ -215,6 +220,8 @@ class Recipe:
             raise ValueError("selection best_validation needs validation: session, speaker or manifest.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be at least 0; found {self.lora_rank}.")
+        if self.lora_rank and self.freeze_audio_encoder:
+            raise ValueError("lora_rank trains adapters of the audio encoder; set freeze_audio_encoder to false.")
         if self.lora_rank and not is_peft_available():
             raise ValueError("lora_rank needs PEFT: pip install 'lascl[lora]'.")
         if self.push_to_hub:
