@@ -226,7 +226,7 @@ class LaSCLOutput(ModelOutput):
         logits: (B, K) of `config.prediction_head`; their softmax is a probability.
         class_logits: (B, K) of the classifier on `pooled_audio` (eq. 7).
         audio_embeds: (B, D), unit length.
-        label_embeds: (K, D), unit length.
+        label_embeds: (K, D), unit length; not of `LaSCLForAudioClassification` at inference.
         pooled_audio: (B, d_a), the pooled hidden states H_a (eq. 1), standardised if the configuration says so.
         terms: the unweighted loss terms by name.
     """
@@ -564,10 +564,10 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             labels: (B,) integers in [0, K); given, the loss of eq. 9 on this batch is computed.
 
         Returns:
-            `logits` of `config.prediction_head`, `class_logits`, `audio_embeds`, `label_embeds`, `pooled_audio`, and
-            with `labels` also `loss` and `terms`. Label logits are sim(z, e_k) / contrastive_temperature, so that
-            argmax is eq. 10 and softmax a probability. `class_logits` is `None` once other labels than the
-            classifier's were set.
+            `logits` of `config.prediction_head`, `class_logits`, `audio_embeds` and `pooled_audio`; in training and
+            with `labels` also `label_embeds` (else `get_label_embeddings()` has them), with `labels` `loss` and
+            `terms`. Label logits are sim(z, e_k) / contrastive_temperature, so that argmax is eq. 10 and softmax a
+            probability. `class_logits` is `None` once other labels than the classifier's were set.
 
         Raises:
             ValueError: as `LaSCLModel.forward`; `labels` or the classifier asked for after other labels were set.
@@ -601,7 +601,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             logits=logits,
             class_logits=class_logits,
             audio_embeds=embedded.audio_embeds,
-            label_embeds=embedded.label_embeds,
+            # transformers' pipeline takes all outputs of a batch apart by utterance; of labels there may be fewer.
+            label_embeds=embedded.label_embeds if self.training or labels is not None else None,
             pooled_audio=embedded.pooled_audio,
             terms=terms,
         )

@@ -45,7 +45,7 @@ def answers(model, batch) -> dict[str, torch.Tensor]:
     model.eval()
     with torch.no_grad():
         outputs = model(**batch)
-    return {name: outputs[name] for name in ("audio_embeds", "label_embeds", "class_logits", "logits")}
+    return {name: outputs[name] for name in ("audio_embeds", "class_logits", "logits")}
 
 
 def copies(model) -> dict[str, torch.Tensor]:

@@ -42,7 +42,7 @@ def predict_fold(
         references = batch.pop("labels").tolist()
         with torch.inference_mode():
             outputs = model(**{name: tensor.to(state.device) for name, tensor in batch.items()})
-            similarity = outputs.audio_embeds @ outputs.label_embeds.T  # (B, K)
+            similarity = outputs.audio_embeds @ model.get_label_embeddings().T  # (B, K)
             by_label = (similarity / model.config.contrastive_temperature).softmax(dim=-1)
             by_classifier = outputs.class_logits.softmax(dim=-1)
         embeds.extend(outputs.audio_embeds.cpu().numpy())

@@ -105,10 +105,11 @@ class LaSCLTrainer(Trainer):
             audio_embeds = self._gather_rows(audio_embeds, sizes)  # (B, D)
             class_logits = self._gather_rows(class_logits, sizes)  # (B, K)
             labels = self._gather_rows(labels, sizes)  # (B,)
-        config = self.accelerator.unwrap_model(model).config
+        unwrapped = self.accelerator.unwrap_model(model)
+        config, label_embeds = unwrapped.config, outputs.label_embeds
         loss, terms = joint_loss(
             audio_embeds,
-            outputs.label_embeds,
+            unwrapped.get_label_embeddings() if label_embeds is None else label_embeds,  # (K, D)
             class_logits,
             labels,
             contrastive_temperature=config.contrastive_temperature,
