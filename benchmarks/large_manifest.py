@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import os
-import subprocess
-import sys
 import tempfile
+import time
 from pathlib import Path
 
-from lascl.training.run_directory import environment, write_json
+from measuring import FOUND, run_apart, save_table
 
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "large_manifest.json"
 ROWS, SPEAKERS, LABELS = 50_000, 500, ("anger", "happiness", "neutral", "sadness")
+STARTS = ("first", "second")
 
 # Ends at the first training step; runs in a process of its own, as a user's does.
 UNTIL_FIRST_STEP = """
@@ -40,12 +37,12 @@ def from_encoders(*args, **kwargs):
 
 def training_step(self, *args, **kwargs):
     found["s_until_first_step"] = time.time() - float(sys.argv[1])
-    print("FOUND" + json.dumps(found), flush=True)
+    print(f"{sys.argv[2]}{json.dumps(found)}", flush=True)
     os._exit(0)
 
 LaSCLForAudioClassification.from_encoders = from_encoders
 LaSCLTrainer.training_step = training_step
-train.main(sys.argv[2:])
+train.main(sys.argv[3:])
 """
 
 
@@ -62,33 +59,39 @@ def write_manifest(folder: Path, audio: list[Path]):
 
 
 def start(folder: Path) -> dict[str, float]:
-    from time import time
-
-    command = [sys.executable, "-c", UNTIL_FIRST_STEP, str(time()), "quickstart", "--corpus", "csv"]
-    command += ["--data_dir", str(folder), "--output_dir", str(folder / "run"), "--disable_tqdm", "true"]
-    done = subprocess.run(
-        command, env={**os.environ, "HF_HOME": str(folder / "cache")}, capture_output=True, text=True, check=False
-    )
-    if "FOUND" not in done.stdout:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.rpartition("FOUND")[2])
+    recipe = ["quickstart", "--corpus", "csv", "--data_dir", str(folder), "--output_dir", str(folder / "run")]
+    recipe += ["--disable_tqdm", "true"]
+    return run_apart("-c", UNTIL_FIRST_STEP, str(time.time()), FOUND, *recipe, HF_HOME=str(folder / "cache"))
 
 
-def main():
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--audio", required=True, help="a folder with WAV or FLAC files")
-    root = Path(parser.parse_args().audio)
+    root = Path(parser.parse_args(argv).audio)
     audio = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".wav", ".flac"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_manifest(folder, audio)
-        starts = {which: start(folder) for which in ("first", "second")}
-    print("| start | s until the first step | s before the model | MiB before the model |\n|---|---|---|---|")
-    for which, found in starts.items():
-        row = (found["s_until_first_step"], found["s_before_model"], found["mib_before_model"])
-        print(f"| {which} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.0f} |")
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RESULT, {**environment(), "rows": ROWS, "speakers": SPEAKERS, "starts": starts})
+        starts = {which: start(folder) for which in STARTS}
+    rows = [
+        [
+            which,
+            f"{found['s_until_first_step']:.1f}",
+            f"{found['s_before_model']:.1f}",
+            f"{found['mib_before_model']:.0f}",
+        ]
+        for which, found in starts.items()
+    ]
+    save_table(
+        "large_manifest",
+        f"Starting to train on a manifest of {ROWS:,} rows",
+        ["start", "s until the first step", "s before the model", "MiB before the model"],
+        rows,
+        f"{SPEAKERS} speakers; the second start finds what the first has checked.",
+        num_rows=ROWS,
+        num_speakers=SPEAKERS,
+        starts=starts,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Puts the numbers of `results/` between the README's markers: `python -m lascl.evaluation.readme README.md`.
 
 A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of the small files of a run
-directory or of a study. What it says is computed from the predictions there; a run of uncommitted code is refused.
+directory or of a study; what it says is computed from the predictions there. A block `<!-- benchmark: NAME -->` ...
+`<!-- end of benchmark -->` shows the table of `results/benchmarks/NAME.json`. What uncommitted code made is refused.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ from lascl.evaluation.results import results_table, summarise_run
 from lascl.evaluation.studies import study_table, summarise_study
 
 
-BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+RUNS = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+BENCHMARKS = re.compile(r"(<!-- benchmark: (?P<name>[\w-]+) -->\n).*?(<!-- end of benchmark -->)", re.DOTALL)
 
 
 def render(readme: str, results_dir: str | Path) -> str:
-    """The text of a README with every results block filled anew.
+    """The text of a README with every block filled anew.
 
     Raises:
-        ValueError: a run whose commit is unknown or dirty, or whose `results.json` does not follow from its
-            predictions.
+        ValueError: a run or a benchmark whose commit is unknown or dirty, or a run whose `results.json` does not follow
+            from its predictions.
+        OSError: a block whose files are not there.
     """
-    return BLOCK.sub(lambda match: match[1] + _block(Path(results_dir) / match["name"]) + match[3], readme)
+    results_dir = Path(results_dir)
+    readme = RUNS.sub(lambda match: match[1] + _run(results_dir / match["name"]) + match[3], readme)
+    benchmarks = results_dir / "benchmarks"
+    return BENCHMARKS.sub(lambda match: match[1] + _benchmark(benchmarks / f"{match['name']}.json") + match[3], readme)
 
 
-def _block(folder: Path) -> str:
+def _run(folder: Path) -> str:
     if (folder / "study.json").is_file():
         return _study(folder)
     return f"\n{results_table(_checked_results(folder))}\n\n{_provenance(folder)}\n\n"
@@ -49,13 +55,26 @@ def _study(folder: Path) -> str:
 def _checked_results(folder: Path) -> dict:
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    commit = environment["commit"]
-    if commit is None or commit.endswith("-dirty"):
-        raise ValueError(f"{folder} was made by uncommitted code (commit {commit}). Commit, and run it again.")
+    _refuse_uncommitted(folder, environment["commit"])
     results = summarise_run(folder, stored["pooled"]["labels"])
     if results != stored:
         raise ValueError(f"{folder}/results.json does not follow from the predictions beside it.")
     return results
+
+
+def _refuse_uncommitted(path: Path, commit: str | None):
+    if commit is None or commit.endswith("-dirty"):
+        raise ValueError(f"{path} was made by uncommitted code (commit {commit}). Commit, and run it again.")
+
+
+def _benchmark(path: Path) -> str:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    _refuse_uncommitted(path, found["commit"])
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "transformers", "python"))
+    threads = f"{found['threads']} thread{'' if found['threads'] == 1 else 's'}"
+    made = f"Commit `{found['commit'][:10]}` on {found['device']}, {threads}; {versions}."
+    parts = [f"**{found['title']}**", found["table"], *filter(None, [found["notes"]]), made]
+    return "\n" + "".join(f"{part}\n\n" for part in parts)
 
 
 def _provenance(folder: Path) -> str:

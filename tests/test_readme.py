@@ -1,5 +1,6 @@
 """The README is true: its code runs, its numbers follow from `results/`, its commands exist."""
 
+import json
 import re
 from pathlib import Path
 
@@ -30,6 +31,41 @@ def test_every_python_block_is_run_here():
 
 def test_the_results_follow_from_the_result_files():
     assert render(README, ROOT / "results") == README, "run `make readme`"
+
+
+def test_benchmarks_are_shown_with_what_made_them_and_from_committed_code_only(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    path = tmp_path / "benchmarks" / "speed.json"
+    versions = {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6"}
+    found = {
+        "title": "How fast",
+        "table": "| a | b |\n|---|---|\n| 1 | 2 |",
+        "notes": "Median of 5.",
+        "commit": "0123456789abcdef",
+        "device": "a machine",
+        "threads": 2,
+        "versions": versions,
+    }
+    path.write_text(json.dumps(found))
+    text = "before\n<!-- benchmark: speed -->\nstale\n<!-- end of benchmark -->\nafter\n"
+    rendered = render(text, tmp_path)
+    assert rendered == (
+        "before\n<!-- benchmark: speed -->\n\n"
+        "**How fast**\n\n"
+        "| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "Median of 5.\n\n"
+        "Commit `0123456789` on a machine, 2 threads; torch 2.13.0, transformers 5.23.0, python 3.11.7.\n\n"
+        "<!-- end of benchmark -->\nafter\n"
+    )
+    assert render(rendered, tmp_path) == rendered
+    path.write_text(json.dumps({**found, "notes": "", "threads": 1}))
+    assert "| 1 | 2 |\n\nCommit `0123456789` on a machine, 1 thread;" in render(text, tmp_path)
+    for commit in ("0123456789abcdef-dirty", None):
+        path.write_text(json.dumps({**found, "commit": commit}))
+        with pytest.raises(ValueError, match=r"speed\.json was made by uncommitted code"):
+            render(text, tmp_path)
+    with pytest.raises(OSError, match=r"missing\.json"):
+        render(text.replace("speed", "missing"), tmp_path)
 
 
 @pytest.fixture

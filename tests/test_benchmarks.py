@@ -1,0 +1,187 @@
+"""Every benchmark runs, in miniature, and leaves a table without holes. What it measures is no test's business."""
+
+import importlib
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import conftest
+import pytest
+import torch
+from transformers import WavLMConfig
+
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+WAVLM, WAV2VEC2 = conftest.AUDIO_ENCODERS["wavlm-layer"], conftest.AUDIO_ENCODERS["wav2vec2-layer"]
+SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - {"measuring"}
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """A benchmark as a module, its constants replaced, its results in `tmp_path`."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(importlib.import_module("measuring"), "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def load(name, **constants):
+        module = importlib.import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(module, constant, value)
+        return module
+
+    return load
+
+
+def checked_table(folder: Path, name: str, num_rows: int, may_be_empty: tuple[str, ...] = ()) -> dict:
+    """The file of a benchmark, its table as a list of rows by column; every cell filled but those that may be empty."""
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert found["title"] and {"commit", "device", "versions", "threads", "notes"} <= found.keys()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in found["table"].splitlines()]
+    columns, rule, *rows = lines
+    assert set(rule) == {"---"} and len(rows) == num_rows
+    assert {len(row) for row in rows} == {len(columns)}
+    found["rows"] = [dict(zip(columns, row)) for row in rows]
+    holes = {column for row in found["rows"] for column, cell in row.items() if not cell}
+    assert holes <= set(may_be_empty), holes
+    return found
+
+
+def in_this_process(monkeypatch):
+    """What replaces `run_apart`: the script runs here, which saves the seconds of importing torch."""
+
+    def run_apart(file, *arguments):
+        found = []
+        monkeypatch.setattr(sys, "argv", [file, *arguments])
+        monkeypatch.setattr(sys.modules["measuring"], "report_found", found.append)
+        runpy.run_path(file, run_name="__main__")
+        return json.loads(json.dumps(found[0]))
+
+    return run_apart
+
+
+def test_every_benchmark_is_run_here():
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert set(re.findall(r'\bload\(\s*"(\w+)"', text)) >= SCRIPTS
+
+
+def test_attention(load, tmp_path):
+    small = {"intermediate_size": 8, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}
+    load(
+        "attention",
+        ON_CPU=[(1, 9, 0.1)],
+        ROUNDS=1,
+        WavLMConfig=lambda **fields: WavLMConfig(**{**fields, **small}),
+    ).main()
+    checked_table(tmp_path, "attention", 3, ("MiB kept a layer", "peak MiB, 3 layers"))
+
+
+def test_training_step(load, tmp_path):
+    setting = {"encoder": WAVLM, "num_utterances": 4, "duration_s": 0.1}
+    load("training_step", ON_CPU=[setting], ROUNDS=1).main()
+    found = checked_table(tmp_path, "training_step", 4, ("peak MiB of the step",))
+    (measured,) = found["measured"]
+    assert [row["model and loss"] for row in found["rows"]] == list(measured["candidates"])
+    for values in measured["candidates"].values():
+        assert values["seconds"] > 0 and values["saved_mib"] > 0 and values["peak_mib"] is None
+
+
+def test_a_candidate_that_does_not_fit_is_a_row_that_says_so(load, tmp_path, monkeypatch):
+    module = load("training_step", ON_CPU=[{"encoder": WAVLM, "num_utterances": 2, "duration_s": 0.1}], ROUNDS=1)
+
+    def too_large(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module.WavLMForSequenceClassification, "forward", too_large)
+    module.main()
+    columns = ("peak MiB of the step", "s", "time, ratio")
+    rows = checked_table(tmp_path, "training_step", 4, columns)["rows"]
+    assert ["out of memory" in row.values() for row in rows] == [False, False, False, True]
+
+
+def test_gradient_cache(load, tmp_path, monkeypatch):
+    module = load("gradient_cache", ON_CPU={"encoder": WAV2VEC2, "duration_s": 0.1}, CACHED=(16, 32), PLAIN=(16,))
+    monkeypatch.setattr(module, "run_apart", in_this_process(monkeypatch))
+    module.main()
+    found = checked_table(tmp_path, "gradient_cache", 3)
+    assert [(row["utterances"], row["chunk"]) for row in found["rows"]] == [("16", "none"), ("16", "16"), ("32", "16")]
+    # Two inputs of 4 bytes a sample, and a label of 8 bytes a row.
+    assert [run["inputs_mib"] * 2**20 for run in found["measured"]] == [16 * 12808, 16 * 12808, 32 * 12808]
+    assert found["in_turns"].keys() == {"plain", "cached"}
+
+
+@pytest.mark.parametrize("encoder", ["random", "whisper"])
+def test_inference(load, tmp_path, audio_encoders, encoder):
+    longest_s = 1 if encoder == "whisper" else 0.1  # a window has whole seconds
+    module = load("inference", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, longest_s), ROUNDS=1)
+    module.main([] if encoder == "random" else ["--audio_encoder", audio_encoders[encoder]])
+    found = checked_table(tmp_path, "inference", 12)
+    assert "/" not in found["audio_encoder"]
+    for row in found["rows"]:
+        assert row["same labels"].endswith(" of 10") and float(row["utterances/s"]) > 0
+
+
+def test_labels_that_depend_on_the_batch_are_refused(load, monkeypatch):
+    module = load("inference", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, 0.1), ROUNDS=1)
+    classify = module.classify
+
+    def wrong(*args, by_length, **kwargs):
+        labels = classify(*args, by_length=by_length, **kwargs)
+        return ["another", *labels[1:]] if by_length else labels
+
+    monkeypatch.setattr(module, "classify", wrong)
+    with pytest.raises(SystemExit, match="batches of 8, sorted by length, float32 answers 9 of 10 clips"):
+        module.main([])
+
+
+def test_scaling(load, tmp_path, monkeypatch):
+    setting = {"encoder": WAV2VEC2, "duration_s": 0.1}
+    module = load("scaling", ON_CPU=setting, PROCESSES_ON_CPU=(1,), BATCH_SIZES=(32, 64), ROUNDS=1)
+    here = in_this_process(monkeypatch)
+
+    def run_apart(*command, OMP_NUM_THREADS):
+        launcher, arguments = command[: command.index(module.__file__)], command[command.index(module.__file__) :]
+        assert launcher == ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+        return here(*arguments)
+
+    monkeypatch.setattr(module, "run_apart", run_apart)
+    module.main()
+    rows = checked_table(tmp_path, "scaling", 2)["rows"]
+    assert [(row["utterances"], row["processes"]) for row in rows] == [("32", "1"), ("64", "1")]
+
+
+def test_speed_of_two_processes_is_a_ratio_to_one(load, tmp_path, monkeypatch):
+    module = load("scaling", PROCESSES_ON_CPU=(1, 2), BATCH_SIZES=(8,), ROUNDS=2)
+    seconds = iter([4.0, 3.0, 2.0, 1.0])  # of one process, of two, and again
+    monkeypatch.setattr(module, "run_apart", lambda *command, **variables: {"8": next(seconds)})
+    module.main()
+    rows = checked_table(tmp_path, "scaling", 2)["rows"]
+    assert [row["ms an utterance"] for row in rows] == ["375.0", "250.0"]
+    assert [row["speed, ratio to 1"] for row in rows] == ["1.00", "1.50"]
+
+
+def test_data_loading(load, tmp_path, emodb_like, audio_encoders, text_encoder):
+    module = load("data_loading", AUGMENTATIONS=("none", "gain"), SECONDS_A_MEASUREMENT=0.01, TRAININGS=(("gain", 0),))
+    encoders = ["--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder]
+    module.main(["--data_dir", str(emodb_like), "--allow_partial", *encoders, "--workers", "0"])
+    found = checked_table(tmp_path, "data_loading", 2)
+    assert {name: list(speeds) for name, speeds in found["utterances_per_second"].items()} == {
+        "none": ["0"],
+        "gain": ["0"],
+    }
+    assert 0 < found["waiting"]["gain, 0 workers"]["share"] < 1
+
+
+def test_large_manifest(load, tmp_path, emodb_like):
+    module = load("large_manifest", ROWS=40, SPEAKERS=10, STARTS=("first",))
+    module.main(["--audio", str(emodb_like)])
+    found = checked_table(tmp_path, "large_manifest", 1)
+    assert found["num_rows"] == 40
+    assert 0 < found["starts"]["first"]["s_before_model"] < found["starts"]["first"]["s_until_first_step"]
+
+
+def test_a_process_that_fails_says_why(load):
+    measuring = load("measuring")
+    with pytest.raises(SystemExit, match="(?s)failed:.*no such luck"):
+        measuring.run_apart("-c", "raise SystemExit('no such luck')")
