@@ -25,10 +25,16 @@ def cut_into_chunks(inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> 
     num_rows = len(next(iter(inputs.values())))
     order, lengths = np.arange(num_rows), None
     if "input_values" in inputs and inputs.get("attention_mask") is not None:
-        lengths = inputs["attention_mask"].sum(-1).cpu().numpy()
+        lengths = valid_lengths(inputs["attention_mask"]).cpu().numpy()
         order = np.argsort(lengths, kind="stable")
     chunks = np.array_split(order, -(-num_rows // rows_per_chunk))
     return [(rows.tolist(), None if lengths is None else int(lengths[rows].max())) for rows in chunks]
+
+
+def valid_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B,): how many samples or frames of each row are signal. Summed in the mask's own type: on a CPU, torch would turn
+    all of it into 64-bit integers first, which take more memory than the waveforms."""
+    return attention_mask.sum(-1, dtype=torch.int64 if attention_mask.dtype == torch.bool else attention_mask.dtype)
 
 
 def cached_forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> LaSCLOutput:

@@ -18,7 +18,7 @@ from lascl.data import UtteranceBatchSampler
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
-from lascl.training.gradient_cache import cached_forward
+from lascl.training.gradient_cache import cached_forward, valid_lengths
 
 
 try:
@@ -93,7 +93,8 @@ class LaSCLTrainer(Trainer):
         audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B_w, D), (B_w, K)
         mask = inputs.get("attention_mask", labels.new_ones(0))
         num_rows, size = labels.new_tensor(len(labels)), labels.new_tensor(mask.numel())
-        counts = torch.stack([num_rows, size - mask.sum(), size])[None]  # rows, padding, and what it is a part of
+        padding = size - valid_lengths(mask).sum()
+        counts = torch.stack([num_rows, padding, size])[None]  # rows, padding, and what it is a part of
         if model.training and self.accelerator.num_processes > 1:
             if model is self.accelerator.unwrap_model(model):
                 raise RuntimeError(
