@@ -32,8 +32,8 @@ def cut_into_chunks(inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> 
 
 
 def valid_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B,): how many samples or frames of each row are signal. Summed in the mask's own type: on a CPU, torch would turn
-    all of it into 64-bit integers first, which take more memory than the waveforms."""
+    """(B,): how many samples or frames of each row are signal. Summed in the mask's own type: on a CPU, torch would
+    turn all of it into 64-bit integers first, which take more memory than the waveforms."""
     return attention_mask.sum(-1, dtype=torch.int64 if attention_mask.dtype == torch.bool else attention_mask.dtype)
 
 
