@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from lascl.evaluation.results import results_table, summarise_run
-from lascl.evaluation.studies import study_table, summarise_study
+from lascl.evaluation.studies import seed_runs, study_table, summarise_study
 
 
 RUNS = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -46,10 +46,10 @@ def _study(folder: Path) -> str:
     stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     names, seeds = [variant["name"] for variant in stored["variants"]], stored["seeds"]
     for name in names:
-        for seed in seeds:
-            _checked_results(folder / name / f"seed-{seed}")
-    results = summarise_study(folder, names, seeds)
-    return f"\n{study_table(results)}\n\n{_provenance(folder / names[0] / f'seed-{seeds[0]}')}\n\n"
+        for run in seed_runs(folder, name, seeds):
+            _checked_results(run)
+    results = summarise_study(folder, names, seeds, against=stored.get("against"), paper=stored.get("paper"))
+    return f"\n{study_table(results)}\n\n{_provenance(seed_runs(folder, names[0], seeds)[0])}\n\n"
 
 
 def _checked_results(folder: Path) -> dict:

@@ -1,69 +1,297 @@
-"""Variants of a recipe side by side: the numbers of a study, and its table."""
+"""Variants of a recipe side by side: the numbers of a study, and its table.
+
+STUDY/<folder_name(variant)>/seed-S/   a run directory each
+"""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
 import numpy as np
 
-from lascl.evaluation.compare import compare_runs
-from lascl.evaluation.metrics import SCORES, sample_std
+from lascl.evaluation.compare import NAMES, _sentence, compare_runs, paired_difference
+from lascl.evaluation.intervals import speaker_counts, speaker_interval
+from lascl.evaluation.metrics import SCORES, sample_std, scores_from_counts
+from lascl.evaluation.report_data import parsed_file
+from lascl.evaluation.results import read_run, score_rows
 
 
-def summarise_study(study: Path, names: list[str], seeds: list[int]) -> dict:
-    """The content of `study.json`: of each variant the pooled scores by seed, their mean and standard deviation (n - 1;
-    0 for one seed), and `against_first`, what `compare_runs` says of its first seed's run and the first variant's."""
+def folder_name(variant: str) -> str:
+    """The folder of a variant: its name with everything but letters, digits and `_=.,+-` as `_`, which every file
+    system takes."""
+    return re.sub(r"[^\w=.,+-]+", "_", variant).strip("._") or "_"
+
+
+def seed_runs(study: Path, name: str, seeds: list[int]) -> list[Path]:
+    """The run directories of a variant."""
+    return [study / folder_name(name) / f"seed-{seed}" for seed in seeds]
+
+
+def summarise_study(
+    study: Path, names: list[str], seeds: list[int], *, against: str | None = None, paper: dict | None = None
+) -> dict:
+    """The content of `study.json`.
+
+    With several seeds every number is of the mean over them: a score's `intervals` are over speakers (of each
+    resample of speakers, the mean over seeds), and the paired test averages over the seeds whether an utterance is
+    predicted right, see `compare_seeds`. What another seed would change is in `std` alone.
+
+    Args:
+        study: the study's folder, in which the runs of these variants are finished.
+        names: of the variants.
+        seeds: of each variant.
+        against: the variant that the others are compared with, by default the first. If it is not among `names`,
+            nothing is compared.
+        paper: (WA, UA) in per cent, either possibly None, that a paper reports; also of rows that are no variant here.
+
+    Returns:
+        `seeds`, `against`, `paper`, and `variants`: of each its `name`; the pooled `wa`, `ua` and `macro_f1` as
+        `by_seed`, `mean` and `std` (n - 1; 0 for one seed); their `intervals`, None with one speaker or where seeds
+        tested different utterances; and `comparison`, what `compare_seeds` says of the variant (B) and `against` (A),
+        `{"refused": why}` where they cannot be compared, None for `against` itself.
+
+    Raises:
+        ValueError: a file of a run is damaged.
+    """
+    full = names[0] if against is None else against
     variants = []
     for name in names:
-        runs = [study / name / f"seed-{seed}" for seed in seeds]
-        pooled = [json.loads((run / "results.json").read_text(encoding="utf-8"))["pooled"] for run in runs]
-        scores = {
-            score: {
-                "by_seed": [run[score] for run in pooled],
-                "mean": float(np.mean([run[score] for run in pooled])),
-                "std": sample_std([run[score] for run in pooled]),
-            }
-            for score in SCORES
+        runs = seed_runs(study, name, seeds)
+        pooled = [parsed_file(run / "results.json")["pooled"] for run in runs]
+        scores = {score: _over_seeds([run[score] for run in pooled]) for score in SCORES}
+        intervals = pooled[0].get("intervals") if len(runs) == 1 else _interval_over_seeds(runs)
+        comparison = None
+        if name != full and full in names:
+            try:
+                comparison = compare_seeds(seed_runs(study, full, seeds), runs)
+            except ValueError as error:
+                comparison = {"refused": str(error).replace(str(study), "STUDY")}
+        variants.append({"name": name, **scores, "intervals": intervals, "comparison": comparison})
+    return {"seeds": seeds, "against": against, "paper": paper or {}, "variants": variants}
+
+
+def _over_seeds(values: list[float]) -> dict:
+    return {"by_seed": values, "mean": float(np.mean(values)), "std": sample_std(values)}
+
+
+def compare_seeds(runs_a: list[Path], runs_b: list[Path]) -> dict:
+    """Compares two variants that were each run with the same seeds, on the same utterances.
+
+    Whether an utterance is predicted right is averaged over the seeds first, then speakers are resampled as
+    `compare_runs` does: the confusion matrices of the seeds are averaged for each speaker. WA and UA of the averages
+    are then the means over seeds; macro-F1 is that of the averaged matrix. The seeds of one utterance are so never
+    taken for independent trials, and the interval speaks of other speakers, not of other seeds.
+
+    Args:
+        runs_a, runs_b: run directories, one a seed, in the same order.
+
+    Returns:
+        As `compare_runs`, without `a` and `b` at the top, which say where the runs lay.
+
+    Raises:
+        ValueError: as `compare_runs` does, for the runs of any seed, or if seeds tested different utterances.
+    """
+    by_seed = [compare_runs(a, b) for a, b in zip(runs_a, runs_b, strict=True)]
+    result = {key: value for key, value in by_seed[0].items() if key not in ("a", "b")}
+    if len(by_seed) == 1:
+        return result
+    tested = [_tested(runs) for runs in (runs_a, runs_b)]
+    labels = sorted({label for counts in tested for row in counts for label in row["labels"]})
+    counts = np.stack([_mean_counts(rows, labels) for rows in tested], axis=1)  # (S, 2, K, K)
+    scores = scores_from_counts(counts.sum(axis=0))
+    differences, intervals, p_values = paired_difference(counts)
+    for column, name in enumerate(SCORES):
+        numbers = {
+            "a": float(scores[0, column]),
+            "b": float(scores[1, column]),
+            "difference": float(differences[column]),
+            "interval": intervals[column],
+            "p": p_values[column],
         }
-        against = None
-        if name != names[0]:
-            compared = compare_runs(study / names[0] / f"seed-{seeds[0]}", runs[0])
-            against = {key: value for key, value in compared.items() if key not in ("a", "b")}  # where they lay
-        intervals = pooled[0].get("intervals")
-        variants.append({"name": name, **scores, "intervals": intervals, "against_first": against})
-    return {"seeds": seeds, "variants": variants}
+        result[name] = {**numbers, "sentence": _sentence(NAMES[name], numbers, len(counts))}
+    return result
+
+
+def _tested(runs: list[Path]) -> list[dict]:
+    """Of each seed's run its references, predictions, speakers and labels, in the order of the ids.
+
+    Raises ValueError where the seeds tested different utterances."""
+    found = []
+    for run in runs:
+        rows = sorted((row for fold in read_run(run).values() for row in fold), key=lambda row: row["id"])
+        columns = {name: [row[name] for row in rows] for name in ("id", "reference", "prediction", "speaker")}
+        found.append({**columns, "labels": {*columns["reference"], *columns["prediction"]}})
+        if found[0]["id"] != columns["id"]:
+            raise ValueError(f"The seeds tested different utterances: {runs[0]} and {run}. Run all folds.")
+    return found
+
+
+def _counts(seed: dict, labels: list[str]) -> np.ndarray:
+    return speaker_counts(seed["prediction"], seed["reference"], seed["speaker"], labels)
+
+
+def _mean_counts(by_seed: list[dict], labels: list[str]) -> np.ndarray:
+    return np.mean([_counts(seed, labels) for seed in by_seed], axis=0)
+
+
+def _interval_over_seeds(runs: list[Path]) -> dict | None:
+    """The interval over speakers of each score's mean over the seeds; None where there is none."""
+    try:
+        by_seed = _tested(runs)
+    except ValueError:
+        return None
+    labels = sorted({label for seed in by_seed for label in seed["labels"]})
+    counts = np.stack([_counts(seed, labels) for seed in by_seed], axis=1)  # (S, R, K, K)
+    intervals = speaker_interval(counts, lambda sums: scores_from_counts(sums).mean(axis=-2))
+    return None if intervals is None else dict(zip(SCORES, intervals.round(6).tolist()))
 
 
 def study_table(results: dict) -> str:
-    """`study.json` as Markdown, in per cent: a row a variant, then the comparisons in words."""
-    several = len(results["seeds"]) > 1
-    lines = ["| variant | WA | UA | macro-F1 | UA against the first, points | p |", "|---" * 6 + "|"]
+    """`study.json` as Markdown, in per cent: a row a variant, then what the numbers mean and the comparisons in words.
+
+    Rows that only the paper has come first. The paper's numbers stand in a column of their own that says so."""
+    seeds, paper, several = results["seeds"], results["paper"], len(results["seeds"]) > 1
+    names = [variant["name"] for variant in results["variants"]]
+    full = results["against"] or names[0]
+    heads = ["variant", "WA", "UA", "macro-F1", *(["paper, IEMOCAP: WA / UA"] if paper else [])]
+    heads += [f"UA against {results['against'] or 'the first'}, points", "p"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in paper:
+        if name not in names and name not in results.get("unfinished", ()):
+            lines.append(f"| {name} |  |  |  | {_papers(paper, name)} |  |  |")
     for variant in results["variants"]:
-        cells = []
-        for score in SCORES:
-            cell = f"{100 * variant[score]['mean']:.1f}"
-            interval = (variant["intervals"] or {}).get(score)
-            if several:
-                cell += f" ± {100 * variant[score]['std']:.1f}"
-            elif interval:
-                cell += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-            cells.append(cell)
-        against = variant["against_first"]
-        difference, p = (
-            ("", "") if against is None else (f"{100 * against['ua']['difference']:+.1f}", against["ua"]["p"])
-        )
-        cells += [difference, p if isinstance(p, str) else "-" if p is None else f"{p:.3f}"]
+        cells = [_cell(variant, score, several) for score in SCORES]
+        cells += [_papers(paper, variant["name"])] if paper else []
+        cells += _difference_and_p(variant["comparison"])
         lines.append(f"| {variant['name']} | {' | '.join(cells)} |")
-    first = results["variants"][0]["name"]
-    spread = (
-        f"Mean ± standard deviation over the seeds {', '.join(map(str, results['seeds']))}"
-        if several
-        else "In brackets 95 % intervals over speakers"
-    )
-    lines += ["", f"{spread}; p of a paired test over speakers on the same utterances, seed {results['seeds'][0]}.", ""]
-    lines += [
-        f"* {variant['name']} (B), {first} (A): {variant['against_first']['ua']['sentence']}"
-        for variant in results["variants"][1:]
+    test = f"p of a paired test over speakers on the same utterances, seed {seeds[0]}."
+    spread = "In brackets 95 % intervals over speakers"
+    if several:
+        spread = f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
+        if any(variant["intervals"] for variant in results["variants"]):
+            spread += ", in brackets 95 % intervals of the mean over speakers"
+        test = "p of a paired test over speakers on the same utterances, their rightness averaged over the seeds."
+    lines += ["", f"{spread}; {test}", ""]
+    if paper:
+        lines += ["The paper's numbers are its own, on IEMOCAP: whatever ran here, they are not from it.", ""]
+    for variant in results["variants"]:
+        if variant["comparison"]:
+            found = variant["comparison"].get("refused") or variant["comparison"]["ua"]["sentence"]
+            lines.append(f"* {variant['name']} (B), {full} (A): {found}")
+    return "\n".join(lines).rstrip("\n")
+
+
+def _cell(variant: dict, score: str, several: bool) -> str:
+    cell = f"{100 * variant[score]['mean']:.1f}"
+    if several:
+        cell += f" ± {100 * variant[score]['std']:.1f}"
+    interval = (variant["intervals"] or {}).get(score)
+    return f"{cell} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else cell
+
+
+def _papers(paper: dict, name: str) -> str:
+    return " / ".join("-" if value is None else f"{value:.2f}" for value in paper[name]) if name in paper else "-"
+
+
+def _difference_and_p(comparison: dict | None) -> list[str]:
+    if comparison is None or "refused" in comparison:
+        return ["", ""] if comparison is None else ["-", "-"]
+    p = comparison["ua"]["p"]
+    return [f"{100 * comparison['ua']['difference']:+.1f}", "-" if p is None else f"{p:.3f}"]
+
+
+def choose_on_validation(study: Path, names: list[str], seeds: list[int]) -> dict:
+    """Chooses a variant for each fold by its UA in validation, and scores the test of each fold with what was chosen.
+
+    A variant's validation UA in a fold is that of the epoch whose weights were kept. The highest wins, the first of
+    equals. The chosen variants' test predictions are pooled over the folds, so every fold is tested once, with
+    values that its own test had no part in choosing.
+
+    Returns:
+        `seeds`; `validation_ua`, of each variant the mean over folds and seeds; `chosen`, by seed and fold number the
+        variant's name; and `wa`, `ua`, `macro_f1`, `intervals` of the chosen, as in `summarise_study`.
+
+    Raises:
+        ValueError: a run has no validation, or variants tested other folds.
+    """
+    validation = {
+        name: [_validation_ua(run) for run in seed_runs(study, name, seeds)] for name in names
+    }  # a dict by fold for each seed
+    chosen, pooled = {}, []
+    for index, seed in enumerate(seeds):
+        folds = validation[names[0]][index]
+        if any(validation[name][index].keys() != folds.keys() for name in names):
+            raise ValueError(f"The variants were not run on the same folds with seed {seed}. Run all of them.")
+        chosen[str(seed)] = {str(fold): max(names, key=lambda name: validation[name][index][fold]) for fold in folds}
+        rows = []
+        for fold, name in chosen[str(seed)].items():
+            rows += read_run(seed_runs(study, name, [seed])[0])[int(fold)]
+        pooled.append(sorted(rows, key=lambda row: row["id"]))
+    labels = sorted({row[column] for rows in pooled for row in rows for column in ("reference", "prediction")})
+    scores = [score_rows(rows, labels) for rows in pooled]
+    same = all([row["id"] for row in rows] == [row["id"] for row in pooled[0]] for rows in pooled)
+    counts = [
+        speaker_counts(*([row[name] for row in rows] for name in ("prediction", "reference", "speaker")), labels)
+        for rows in pooled
     ]
-    return "\n".join(lines)
+    intervals = (
+        speaker_interval(np.stack(counts, axis=1), lambda sums: scores_from_counts(sums).mean(axis=-2))
+        if same
+        else None
+    )
+    return {
+        "seeds": seeds,
+        "validation_ua": {
+            name: float(np.mean([ua for folds in validation[name] for ua in folds.values()])) for name in names
+        },
+        "chosen": chosen,
+        **{score: _over_seeds([run[score] for run in scores]) for score in SCORES},
+        "intervals": None if intervals is None else dict(zip(SCORES, intervals.round(6).tolist())),
+    }
+
+
+def _validation_ua(run: Path) -> dict[int, float]:
+    """By fold, the validation UA of the epoch that was kept."""
+    best = parsed_file(run / "recipe.yaml").get("selection") == "best_validation"
+    found = {}
+    for number in read_run(run):
+        history = parsed_file(run / f"fold-{number}" / "log_history.json")
+        epochs = [entry["validation_ua"] for entry in history if "validation_ua" in entry]
+        if not epochs:
+            raise ValueError(f"{run}/fold-{number} has no validation to choose by. Set validation.")
+        found[number] = max(epochs) if best else epochs[-1]
+    return found
+
+
+def choice_table(results: dict) -> str:
+    """What `choose_on_validation` found, as Markdown: variants by their validation UA, then the test of the chosen.
+
+    Test scores of single variants are not shown: whoever picked the best of them would have chosen by the test."""
+    ranked = sorted(results["validation_ua"].items(), key=lambda item: -item[1])
+    times = [name for folds in results["chosen"].values() for name in folds.values()]
+    lines = ["| variant | UA in validation | folds it was chosen for |", "|---" * 3 + "|"]
+    lines += [f"| {name} | {100 * ua:.1f} | {times.count(name)} of {len(times)} |" for name, ua in ranked]
+    several = len(results["seeds"]) > 1
+    cells = [f"{NAMES[score]} {_cell(results, score, several)}" for score in SCORES]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"**Tested, each fold with the variant that was best in its own validation: {', '.join(cells)}** "
+            f"({'mean ± standard deviation over seeds, ' if several else ''}95 % intervals over speakers in brackets; "
+            f"seeds {', '.join(map(str, results['seeds']))}). Nothing was chosen by a test.",
+        ]
+    )
+
+
+def protocol_line(run: Path) -> str:
+    """What was tested and how, in a line, from the `protocol.json` of a finished run, its results and its recipe."""
+    protocol, recipe = parsed_file(run / "protocol.json"), parsed_file(run / "recipe.yaml")
+    folds = parsed_file(run / "results.json")["folds"]
+    steps = recipe.get("max_steps", -1)
+    length = f"{steps} steps" if steps > 0 else f"{recipe['num_train_epochs']:g} epochs"
+    return (
+        f"{len(folds)} of {protocol['num_folds']} folds, {sum(fold['n'] for fold in folds)} utterances tested; trained "
+        f"for {length}, {recipe['global_batch_size']} utterances a step. {' '.join(protocol['notes'])}"
+    )
