@@ -129,12 +129,12 @@ def main():
         chunk = "none" if run["chunk_size"] is None else run["chunk_size"]
         memory = [f"{run['mib']:.0f} ({run['mib'] / reference['mib']:.2f})"]
         memory += [f"{run['step_mib']:.0f} ({run['step_mib'] / reference['step_mib']:.2f})"]
-        rows.append([run["num_utterances"], chunk, *memory, f"{1000 * run['seconds'] / run['num_utterances']:.1f}"])
+        rows.append([run["num_utterances"], chunk, *memory])
     encoder, on_gpu = setting["encoder"], device() == "cuda"
     save_table(
         "gradient_cache",
         f"A training step by contrastive batch, clips of {setting['duration_s']:g} s (ratio to {CACHED[0]}, cached)",
-        ["utterances", "chunk", "peak MiB", "of it, raised by the steps", "ms an utterance"],
+        ["utterances", "chunk", "peak MiB", "of it, raised by the steps"],
         rows,
         f"A random {encoder['model_type']} of {encoder['num_hidden_layers']} layers, {encoder['hidden_size']} wide, "
         f"all trained, {NUM_VIEWS} view{'s' if NUM_VIEWS > 1 else ''} an utterance; "
