@@ -186,11 +186,14 @@ def test_two_processes_evaluate_as_one_does(one_process, two_processes):
     the loss of a batch is its own, not that of all processes' rows."""
     for name, runs in two_processes.items():
         reference = one_process[name]
+        tolerance = 1e-5 if name in ALIKE else 1e-9  # the runs of twenty steps are in float32
         assert [len(logits) for logits in reference["logits"]] == [10, 10]
         for run in runs:
-            torch.testing.assert_close(run["logits"], reference["logits"], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(run["logits"], reference["logits"], rtol=tolerance, atol=tolerance)
             for score in ("loss", "wa", "ua", "macro_f1", "classifier_wa", "classifier_ua", "classifier_macro_f1"):
-                assert run["metrics"][f"test_{score}"] == pytest.approx(reference["metrics"][f"test_{score}"], rel=1e-6)
+                assert run["metrics"][f"test_{score}"] == pytest.approx(
+                    reference["metrics"][f"test_{score}"], rel=max(tolerance, 1e-6)
+                )
 
 
 # ------------------------------------------------------------------------------------------------------- train.py
