@@ -359,6 +359,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         input_values: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        pooled_audio: torch.Tensor | None = None,
     ) -> LaSCLOutput:
         """Embeds utterances and labels.
 
@@ -366,24 +367,28 @@ class LaSCLModel(LaSCLPreTrainedModel):
             input_values: (B, samples) at 16 kHz, as the checkpoint's feature extractor returns it.
             input_features: (B, mel bins, mel frames) instead, for Whisper.
             attention_mask: (B, samples or mel frames), 1 on signal; `None`: nothing is padding.
+            pooled_audio: (B, d_a) instead of both, as an earlier call returned it: nothing is encoded.
 
         Returns:
             `audio_embeds`, `label_embeds`, `pooled_audio`.
 
         Raises:
-            ValueError: neither or both inputs; no labels set yet; Whisper features of another length than its window.
+            ValueError: none or several of the inputs; no labels set yet; Whisper features of another length than its
+                window.
         """
-        pooled = self._pool_audio(input_values, input_features, attention_mask)
+        pooled = self._pool_audio(input_values, input_features, attention_mask, pooled_audio)
         return LaSCLOutput(
             audio_embeds=unit_length(self.audio_projection(pooled)),
             label_embeds=self.get_label_embeddings(),
             pooled_audio=pooled,
         )
 
-    def _pool_audio(self, input_values, input_features, attention_mask) -> torch.Tensor:
+    def _pool_audio(self, input_values, input_features, attention_mask, pooled_audio=None) -> torch.Tensor:
         """(B, d_a): H_a of eq. 1. Paper unclear: how frames become one vector; we take the mean over valid frames."""
-        if (input_values is None) == (input_features is None):
-            raise ValueError("Give exactly one of input_values and input_features.")
+        if sum(given is not None for given in (input_values, input_features, pooled_audio)) != 1:
+            raise ValueError("Give exactly one of input_values, input_features and pooled_audio.")
+        if pooled_audio is not None:
+            return pooled_audio
         inputs = input_values if input_features is None else input_features
         numbers, weighted = self.config.audio_layer_numbers, self.layer_weights is not None
         hidden, mask = encode_audio(self.audio_encoder, inputs, attention_mask, all_layers=weighted or bool(numbers))
@@ -395,9 +400,13 @@ class LaSCLModel(LaSCLPreTrainedModel):
             pooled = torch.cat([pool(hidden[number], mask) for number in numbers], dim=-1)
         else:
             pooled = pool(hidden, mask)
-        if self.config.standardise_audio:
-            pooled = (pooled - self.pooled_mean) / self.pooled_std
-        return pooled
+        return self.standardise(pooled)
+
+    def standardise(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, d_a) pooled audio as `standardise_audio` wants it, by what `set_pooled_statistics` took."""
+        if not self.config.standardise_audio:
+            return pooled
+        return (pooled - self.pooled_mean.to(pooled.device)) / self.pooled_std.to(pooled.device)
 
     def get_audio_embeddings(
         self,
@@ -556,11 +565,12 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        pooled_audio: torch.Tensor | None = None,
     ) -> LaSCLOutput:
         """Classifies utterances.
 
         Args:
-            input_values, input_features, attention_mask: as for `LaSCLModel.forward`.
+            input_values, input_features, attention_mask, pooled_audio: as for `LaSCLModel.forward`.
             labels: (B,) integers in [0, K); given, the loss of eq. 9 on this batch is computed.
 
         Returns:
@@ -572,7 +582,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         Raises:
             ValueError: as `LaSCLModel.forward`; `labels` or the classifier asked for after other labels were set.
         """
-        embedded = self.lascl(input_values, input_features, attention_mask)
+        embedded = self.lascl(input_values, input_features, attention_mask, pooled_audio)
         class_logits = None
         if self.config.classifier_labels is None:
             class_logits = self.classifier(embedded.pooled_audio)

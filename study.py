@@ -46,7 +46,7 @@ from lascl.evaluation.studies import (
     summarise_study,
 )
 from lascl.evaluation.study_figures import write_pairs
-from lascl.training.recipe import OBJECTIVES, Recipe, find_recipe, parse_recipe
+from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, Recipe, find_recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
 from lascl.training.trainer import build_batch_sampler
 
@@ -57,7 +57,6 @@ COSTS_NOTHING = (
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "label_anchors", "prediction_head"),
     *("objective", "seed", "folds", "validation", "selection", "protocol", "num_folds", "label_template"),
 )
-CORPUS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
 MICRO_BATCH = {"cpu": 2, "cuda": 8}  # utterances of the step that `--dry_run` measures
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
 GB = 1e9
@@ -310,6 +309,8 @@ def plan_runs(study: Study, typed: list[str], folder: Path) -> list[PlannedRun]:
         for seed in study.seeds:
             run_dir = folder / folder_name(variant) / f"seed-{seed}"
             argv = [study.recipe, *as_options({**study.fields, **fields}), *typed]
+            # Each from the same run of another study: `--init_from OTHER/{variant}/seed-{seed}`.
+            argv = [part.replace("{variant}", folder_name(variant)).replace("{seed}", str(seed)) for part in argv]
             try:
                 recipe, _ = parse_recipe([*argv, "--seed", str(seed), "--output_dir", str(run_dir)])
             except ValueError as error:
@@ -341,7 +342,7 @@ def read_corpora(runs: list[PlannedRun]):
         except (ValueError, ImportError) as error:
             run.failure = str(error)
             continue
-        source = json.dumps([getattr(recipe, name) for name in CORPUS])
+        source = json.dumps([getattr(recipe, name) for name in CORPUS_FIELDS])
         division = (source, recipe.num_folds, recipe.protocol, recipe.validation, args.seed)
         with PartialState().main_process_first():  # no exception may leave it, or the others wait for ever
             try:
@@ -367,7 +368,7 @@ def read_corpora(runs: list[PlannedRun]):
 def train_folds(folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]], max_hours: float | None):
     """Trains those folds of `mine` that are not done; the report of a run follows its last fold. A run that fails is
     left, the next begun; with several processes it ends the study, since they would wait for each other."""
-    process, began = PartialState(), time.monotonic()
+    process, began, encoded = PartialState(), time.monotonic(), {}
     todo = [(runs[index], number) for index, number in sorted(mine) if not runs[index].is_done(number)]
     finished = 0
     for position, (run, number) in enumerate(todo):
@@ -387,7 +388,7 @@ def train_folds(folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]]
             encoders = begin_fold(folder, run, run.run_dir, number)
             recipe = copy.copy(run.recipe)
             recipe.folds = str(number)
-            train.cross_validate(recipe, run.run_dir, run.corpus, run.folds, encoders)
+            train.cross_validate(recipe, run.run_dir, run.corpus, run.folds, encoders, encoded=encoded)
             finished += 1
         except Exception as error:
             if is_disk_full(error) or process.num_processes > 1:
@@ -421,7 +422,7 @@ def begin_fold(folder: Path, run: PlannedRun, run_dir: Path, number: int) -> tup
                 if run.skipped:
                     write_csv(run_dir / "skipped.csv", run.skipped)
             if run.recipe.init_from:
-                encoders = train.ready_start(run.recipe, run.corpus)
+                encoders = train.ready_start(run.recipe, run.corpus, run.folds)
             else:
                 encoders = train.ready_encoders(run.recipe, run_dir)
             (run_dir / f"fold-{number}").mkdir(exist_ok=True)
@@ -584,7 +585,7 @@ def measure(run: PlannedRun) -> tuple[float, int] | str:
             fold_dir = Path(scratch) / "run" / "fold-1"
             for _ in range(2):
                 with redirect_stdout(io.StringIO()):  # Trainer prints what it logs
-                    _, cost = train.train_fold(recipe, run.corpus, Fold(1, rows, []), fold_dir, *encoders)
+                    _, cost = train.train_fold(recipe, run.corpus, Fold(1, rows, []), fold_dir, *encoders, {})
         except (ValueError, OSError, ImportError) as error:
             return str(error).strip().splitlines()[0]
         size = sum(path.stat().st_size for path in (fold_dir / "checkpoint").rglob("*") if path.is_file())

@@ -44,9 +44,10 @@ from lascl.modeling_lascl import LaSCLModel
 from lascl.report import write_report
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
 from lascl.training.lora import add_lora
+from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
-from lascl.training.recipe import FIXED_BY_WEIGHTS, Recipe, parse_recipe
+from lascl.training.recipe import CORPUS_FIELDS, FIXED_BY_WEIGHTS, Recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
 from lascl.training.trainer import build_batch_sampler
 
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None):
                 write_json(run_dir / "protocol.json", describe(recipe, corpus, folds, num_skipped=len(skipped)))
                 if skipped:
                     write_csv(run_dir / "skipped.csv", skipped)
-            encoders = ready_start(recipe, corpus) if recipe.init_from else ready_encoders(recipe, run_dir)
+            encoders = ready_start(recipe, corpus, folds) if recipe.init_from else ready_encoders(recipe, run_dir)
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
@@ -151,10 +152,20 @@ def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]
     return corpus, [{"id": id, "reason": reason} for id, reason in skipped or []]
 
 
-def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], encoders: tuple[str, str], publisher=None):
+def cross_validate(
+    recipe: Recipe,
+    run_dir: Path,
+    corpus,
+    folds: list[Fold],
+    encoders: tuple[str, str],
+    publisher=None,
+    encoded: dict | None = None,
+):
     """Trains and predicts the recipe's folds, each unless it is complete: then it has `metrics.json`. Each that is
-    finished here is handed to the publisher, if there is one."""
+    finished here is handed to the publisher, if there is one. `encoded` holds what frozen encoders made of the audio,
+    for whoever calls again."""
     process, labels = PartialState(), corpus.features["label"].names
+    encoded = {} if encoded is None else encoded
     chosen = recipe.fold_numbers(len(folds))
     for fold in (fold for fold in folds if fold.number in chosen):
         fold_dir = run_dir / f"fold-{fold.number}"
@@ -166,7 +177,7 @@ def cross_validate(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold], enc
             f"of the speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'][:])))}.",
             *gaps(corpus, fold),
         )
-        extractor, cost = train_fold(recipe, corpus, fold, fold_dir, *encoders)
+        extractor, cost = train_fold(recipe, corpus, fold, fold_dir, *encoders, encoded)
         rows, geometry = predict_fold(
             fold_dir / "checkpoint",
             corpus,
@@ -196,7 +207,7 @@ def train_on_everything(recipe: Recipe, run_dir: Path, corpus, encoders: tuple[s
         PartialState().print(f"Training on everything: {len(corpus)} utterances.")
         recipe = copy.copy(recipe)
         recipe.selection = "last"
-        train_fold(recipe, corpus, Fold(0, list(range(len(corpus))), []), folder, *encoders)
+        train_fold(recipe, corpus, Fold(0, list(range(len(corpus))), []), folder, *encoders, {})
         if PartialState().is_main_process:
             shutil.rmtree(folder / "trainer", ignore_errors=True)
     PartialState().wait_for_everyone()
@@ -218,7 +229,11 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
         f"Corpus: {recipe.corpus}{caveat}. {sides}; {selection}; {validation}. Scores are of the "
         f"{recipe.prediction_head} head unless marked."
     ]
-    if recipe.init_from:
+    if recipe.init_from and is_run(recipe.init_from):
+        notes.append(
+            f"Each fold starts from the checkpoint of the same fold, of the same training side, in {recipe.init_from}."
+        )
+    elif recipe.init_from:
         notes.append(
             "Training started from another LaSCL checkpoint: if that one heard speakers of this corpus, these scores "
             "are too good."
@@ -271,8 +286,12 @@ def gaps(corpus, fold: Fold) -> list[str]:
     return sentences
 
 
-def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str, text_encoder: str):
+def train_fold(
+    recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str, text_encoder: str, encoded: dict[str, dict]
+):
     """Trains one fold, from its last intermediate checkpoint if there is one, and saves `fold_dir/checkpoint`.
+
+    A frozen encoder hears every view once where the views repeat; `encoded` keeps what came out for the next fold.
 
     Returns:
         The feature extractor of the checkpoint, and what training cost: `train_runtime_s`, earlier starts included, and
@@ -286,6 +305,7 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
 
     set_seed(args.seed)  # of the projections and the classifier, which are new
     if recipe.init_from:
+        audio_encoder = str(start_of_fold(audio_encoder, fold.number))
         model = start_from(audio_encoder, labels, recipe)
     else:
         model = LaSCLForAudioClassification.from_encoders(
@@ -309,20 +329,34 @@ def train_fold(recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str,
     # The test's scores of every epoch are logged, since the field publishes them; nothing reads them.
     heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": limit_s}
     watched = {"validation": fold.validation, "test": fold.test}
-    collator = SpeechCollator(extractor)
+    watched = {name: SpeechDataset(corpus, rows, **heard) for name, rows in watched.items() if rows}
+    train_set, collator = training_data(recipe, corpus, fold, args, extractor), SpeechCollator(extractor)
+    known = None
+    if recipe.freeze_audio_encoder and train_set.augmentation_period:
+        decisive = [getattr(recipe, name) for name in (*CORPUS_FIELDS, "audio_layers", "audio_pooling")]
+        known = encoded.setdefault(json.dumps([audio_encoder, recipe.audio_encoder_revision, window_s, *decisive]), {})
+        embed_views(model.to(args.device), [train_set, *watched.values()], collator, known, args)
+    transform = None
+    if recipe.standardise_audio and not recipe.init_from:
+        transform = model.lascl.standardise
+        clean = SpeechDataset(corpus, fold.train, **heard)
+        model.lascl.set_pooled_statistics(
+            pooled_audio(model.to(args.device), DataLoader(clean, args.eval_batch_size, collate_fn=collator))
+            if known is None
+            else PooledDataset(clean, known).clean
+        )
+    if known is not None:
+        train_set = PooledDataset(train_set, known, transform)
+        watched = {name: PooledDataset(dataset, known, transform) for name, dataset in watched.items()}
+        collator = collate_pooled
     trainer = LaSCLTrainer(
         model,
         args,
-        eval_dataset={name: SpeechDataset(corpus, rows, **heard) for name, rows in watched.items() if rows},
-        train_dataset=training_data(recipe, corpus, fold, args, extractor),
+        eval_dataset=watched,
+        train_dataset=train_set,
         data_collator=collator,
         processing_class=extractor,
     )
-    if recipe.standardise_audio and not recipe.init_from:
-        clean = SpeechDataset(corpus, fold.train, **heard)
-        model.lascl.set_pooled_statistics(
-            pooled_audio(model, DataLoader(clean, args.eval_batch_size, collate_fn=collator))
-        )
     trainer.add_callback(MarkWholeCheckpoints())
     with PartialState().main_process_first():
         if PartialState().is_main_process:
@@ -372,6 +406,7 @@ def training_data(recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArgumen
         max_duration_s=clip_limit_s(recipe, extractor),
         augmentation=args.augmentation,
         num_views=args.num_views,
+        augmentation_period=args.augmentation_period,
         seed=args.seed,
     )
 
@@ -412,18 +447,51 @@ def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
     return tuple(made)
 
 
-def ready_start(recipe: Recipe, corpus) -> tuple[str, str]:
-    """The folder of the LaSCL checkpoint that training starts from, fetched if need be, and that of its own
-    `text_encoder/`, empty if it has none.
+def is_run(init_from: str) -> bool:
+    """Whether this is a run directory rather than a checkpoint."""
+    return (Path(init_from) / "protocol.json").is_file()
+
+
+def start_of_fold(init_from: str, number: int) -> Path:
+    """The checkpoint that a fold starts from: of a run directory, that of the same fold. Fold 0 is all data."""
+    folder = Path(init_from)
+    return folder / (f"fold-{number}" if number else FULL_DATA) / "checkpoint" if is_run(init_from) else folder
+
+
+def check_run(recipe: Recipe, corpus, folds: list[Fold]):
+    """Refuses a run directory to start from whose folds are not all there, or were trained on other utterances."""
+    told = json.loads((Path(recipe.init_from) / "protocol.json").read_text(encoding="utf-8"))["folds"]
+    hashes, ids = {fold["fold"]: fold["train_ids_hash"] for fold in told}, corpus["id"][:]
+    numbers = [*recipe.fold_numbers(len(folds)), *([0] if recipe.hub_main == "full_data" else [])]
+    for number in numbers:
+        checkpoint = start_of_fold(recipe.init_from, number)
+        if not (checkpoint / "config.json").is_file():
+            raise ValueError(
+                f"init_from {recipe.init_from!r} has no {checkpoint.parent.name}/checkpoint. Finish that run."
+            )
+        if number and hashes.get(number) != ids_hash(ids[row] for row in folds[number - 1].train):
+            raise ValueError(
+                f"init_from {recipe.init_from!r} trained fold {number} on other utterances than this recipe would: it "
+                "may have heard those that are tested here. Use its corpus, labels, protocol and validation."
+            )
+
+
+def ready_start(recipe: Recipe, corpus, folds: list[Fold]) -> tuple[str, str]:
+    """The folder of the LaSCL checkpoint that training starts from, fetched if need be, or the run directory of the
+    folds' checkpoints, and the folder of its own `text_encoder/`, empty if it has none.
 
     Raises:
-        ValueError: no LaSCL checkpoint, a recipe that its weights do not fit, or a Whisper window too short.
+        ValueError: no LaSCL checkpoint, a recipe that its weights do not fit, a Whisper window too short, or a run
+            directory whose folds are not there or not these.
     """
-    folder = Path(recipe.init_from)
-    if not folder.is_dir():
-        folder = Path(
+    start = Path(recipe.init_from)
+    if is_run(recipe.init_from):
+        check_run(recipe, corpus, folds)
+    elif not start.is_dir():
+        start = Path(
             snapshot_download(recipe.init_from, revision=recipe.init_from_revision, ignore_patterns="figures/*")
         )
+    folder = start_of_fold(str(start), recipe.fold_numbers(len(folds))[0])
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, LaSCLConfig):
         raise ValueError(
@@ -442,7 +510,7 @@ def ready_start(recipe: Recipe, corpus) -> tuple[str, str]:
             f"set max_duration_s to {window_s:g}."
         )
     text_encoder = folder / "text_encoder"
-    return str(folder), str(text_encoder) if text_encoder.is_dir() else ""
+    return str(start), str(text_encoder) if text_encoder.is_dir() else ""
 
 
 def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAudioClassification:

@@ -31,10 +31,11 @@ class SpeechDataset(torch.utils.data.Dataset):
             unclear: what "without augmentation" does with the second of 2N instances; a plain copy would add cost and
             no information.)
         num_views: V, views of each utterance in a batch; 1 is the clean view alone.
+        augmentation_period: P, after so many epochs the augmented views repeat; `None`: never.
         seed: of the augmentation.
 
     Raises:
-        ValueError: an unknown augmentation, or `num_views` below 1.
+        ValueError: an unknown augmentation, or `num_views` or `augmentation_period` below 1.
     """
 
     def __init__(
@@ -46,41 +47,58 @@ class SpeechDataset(torch.utils.data.Dataset):
         max_duration_s: float,
         augmentation: str = "none",
         num_views: int = 1,
+        augmentation_period: int | None = None,
         seed: int = 0,
     ):
         if num_views < 1:
             raise ValueError(f"num_views must be at least 1; found {num_views}.")
+        if augmentation_period is not None and augmentation_period < 1:
+            raise ValueError(f"augmentation_period must be at least 1; found {augmentation_period}.")
         # Plain lists, and a column at once: one row of an Arrow table costs more than a thousand of a list.
         columns = {name: corpus[name][:] for name in ("id", "audio", "label", "duration_s")}
         self.ids, self.paths, self.labels, durations_s = ([column[row] for row in rows] for column in columns.values())
         self.durations_s = [min(duration_s, max_duration_s) for duration_s in durations_s]
         self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, max_duration_s, seed
         self.num_views = 1 if augmentation == "none" else num_views
-        self.augmentation = build_augmentation(augmentation, sampling_rate)
+        self.augmentation_period = 1 if self.num_views == 1 else augmentation_period
+        self.augmentation_name, self.augmentation = augmentation, build_augmentation(augmentation, sampling_rate)
         # In shared memory, so that workers which outlive an epoch see the new one.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
+    @property
+    def epoch(self) -> int:
+        """Whose augmentations are drawn now."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int):
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(epoch % self.augmentation_period if self.augmentation_period else epoch)
 
     def __len__(self):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict:
         """`id`, `label` (int) and `views`: V arrays (samples,), float32."""
-        clean = read_audio(self.paths[index], sampling_rate=self.sampling_rate, max_duration_s=self.max_duration_s)
-        augmented = [
-            augment(
-                clean,
-                self.sampling_rate,
-                name=self.augmentation,
-                seed=self.seed,
-                epoch=int(self._epoch),
-                utterance_id=f"{self.ids[index]}/{view}",
-            )
-            for view in range(1, self.num_views)
-        ]
+        clean = self._read(index)
+        augmented = [self._augment(clean, index, view, self.epoch) for view in range(1, self.num_views)]
         return {"id": self.ids[index], "label": self.labels[index], "views": [clean, *augmented]}
+
+    def view(self, index: int, view: int, epoch: int) -> np.ndarray:
+        """One view (samples,) of an utterance as a given epoch has it; view 0 is the clean one."""
+        clean = self._read(index)
+        return self._augment(clean, index, view, epoch) if view else clean
+
+    def _read(self, index: int) -> np.ndarray:
+        return read_audio(self.paths[index], sampling_rate=self.sampling_rate, max_duration_s=self.max_duration_s)
+
+    def _augment(self, clean: np.ndarray, index: int, view: int, epoch: int) -> np.ndarray:
+        return augment(
+            clean,
+            self.sampling_rate,
+            name=self.augmentation,
+            seed=self.seed,
+            epoch=epoch,
+            utterance_id=f"{self.ids[index]}/{view}",
+        )
 
 
 class SpeechCollator:

@@ -16,13 +16,13 @@ class LaSCLTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
 
     Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`, `bucket_by_length`,
-    `utterances_per_class`, `contrastive_chunk_size`. Defaults that differ from stock: `learning_rate` (1e-3, for all
-    but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all
-    steps), `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch),
-    `save_total_limit` (2), `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where
-    they stopped), `dataloader_pin_memory` (where there is a GPU), `ddp_find_unused_parameters` (true, also with
-    gradient checkpointing) and `remove_unused_columns` (must stay false: batches are made from columns that no model
-    takes).
+    `utterances_per_class`, `contrastive_chunk_size`, `augmentation_period`. Defaults that differ from stock:
+    `learning_rate` (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine),
+    `warmup_steps` (0.1, a share of all steps), `weight_decay` (0.01), and, for convenience, `logging_strategy` and
+    `save_strategy` (each epoch), `save_total_limit` (2), `report_to` (nothing),
+    `restore_callback_states_from_checkpoint` (true: logs go on where they stopped), `dataloader_pin_memory` (where
+    there is a GPU), `ddp_find_unused_parameters` (true, also with gradient checkpointing) and `remove_unused_columns`
+    (must stay false: batches are made from columns that no model takes).
 
     Batches come from `lascl.data.UtteranceBatchSampler` instead of a `train_sampling_strategy` of stock's: each
     utterance once an epoch, unless `utterances_per_class` balances the classes of every batch.
@@ -37,8 +37,9 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a chunk below 1 or under DeepSpeed or FSDP, a `train_sampling_strategy`, label smoothing, several GPUs
-            in one process, or several processes that do not know of each other (torchrun on a CPU without `use_cpu`).
+            one, a chunk below 1 or under DeepSpeed or FSDP, an augmentation period below 1, a
+            `train_sampling_strategy`, label smoothing, several GPUs in one process, or several processes that do not
+            know of each other (torchrun on a CPU without `use_cpu`).
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Of everything but the audio encoder."})
@@ -53,6 +54,10 @@ class LaSCLTrainingArguments(TrainingArguments):
     )
     utterances_per_class: int | None = field(
         default=None, metadata={"help": "So many of each class in a batch; by default as they come."}
+    )
+    augmentation_period: int | None = field(
+        default=None,
+        metadata={"help": "Augmented views repeat after so many epochs; a frozen encoder hears each but once."},
     )
     contrastive_chunk_size: int | None = field(
         default=None, metadata={"help": "Utterances a process embeds at once: same gradients, less memory."}
@@ -109,6 +114,8 @@ class LaSCLTrainingArguments(TrainingArguments):
                     "contrastive_chunk_size works in one process or under DDP; DeepSpeed and FSDP expect one backward "
                     "pass a step. Use activation_checkpointing there."
                 )
+        if self.augmentation_period is not None and self.augmentation_period < 1:
+            raise ValueError(f"augmentation_period must be at least 1; found {self.augmentation_period}.")
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy {self.train_sampling_strategy!r} is not used; set bucket_by_length or "

@@ -52,7 +52,7 @@ HELP = {
     "audio_encoder_revision": "branch, tag or commit on the Hub",
     "text_encoder": "Hub name or folder, for the label words; likewise",
     "text_encoder_revision": "branch, tag or commit on the Hub",
-    "init_from": "Hub name or folder of a LaSCL checkpoint to start from, instead of the two encoders",
+    "init_from": "a LaSCL checkpoint (Hub name or folder) to start from, or a run: each fold from the same fold's",
     "init_from_revision": "branch, tag or commit on the Hub",
     "label_template": "what the text encoder reads for a label",
     "projection_dim": "width of the joint space",
@@ -77,6 +77,7 @@ HELP = {
 # Training fields that a run directory always records, beside those a recipe sets.
 RECORDED = (
     "augmentation",
+    "augmentation_period",
     "bucket_by_length",
     "encoder_learning_rate",
     "global_batch_size",
@@ -94,6 +95,7 @@ HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_main", "publish_t
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
 # Trainer's own publishing, whose failures are silent and which writes the token to a file.
 NOT_OURS = ("hub_strategy", "hub_always_push", "hub_revision")
+CORPUS_FIELDS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
 FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "standardise_audio", "text_pooling")
 # Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
@@ -140,7 +142,8 @@ class Recipe:
             fields of an encoder's configuration, whose weights then start at random.
         audio_encoder_revision: on the Hub.
         text_encoder: likewise, for the label words.
-        init_from, init_from_revision: a LaSCL checkpoint to start from, on the Hub or in a folder. It brings both
+        init_from, init_from_revision: a LaSCL checkpoint to start from, on the Hub or in a folder; or a run directory
+            of the same corpus and folds, and then each fold starts from that fold's checkpoint. It brings both
             encoders (`audio_encoder` and `text_encoder` are then not used) and the fields of `FIXED_BY_WEIGHTS`. The
             labels are the corpus's; unless they are the checkpoint's own, its classifier starts anew.
         freeze_feature_encoder: as in `LaSCLConfig`; by default frozen unless the encoder starts at random.

@@ -86,7 +86,8 @@ class LaSCLTrainer(Trainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         rows_per_chunk = (self.args.contrastive_chunk_size or len(labels)) * self.args.num_views
-        if model.training and rows_per_chunk < len(labels):
+        # A frozen encoder's pooled audio is no burden: nothing is encoded, so nothing has to be cut.
+        if model.training and rows_per_chunk < len(labels) and "pooled_audio" not in inputs:
             outputs = cached_forward(model, inputs, rows_per_chunk)
         else:
             outputs = model(**inputs)
