@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -328,27 +329,25 @@ def train_fold(
         PartialState().print(f"{cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
     # The test's scores of every epoch are logged, since the field publishes them; nothing reads them.
     heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": limit_s}
-    watched = {"validation": fold.validation, "test": fold.test}
-    watched = {name: SpeechDataset(corpus, rows, **heard) for name, rows in watched.items() if rows}
+    watched = {name: rows for name, rows in (("validation", fold.validation), ("test", fold.test)) if rows}
     train_set, collator = training_data(recipe, corpus, fold, args, extractor), SpeechCollator(extractor)
-    known = None
+    fits = recipe.standardise_audio and not recipe.init_from
     if recipe.freeze_audio_encoder and train_set.augmentation_period:
+        everything = training_data(recipe, corpus, Fold(0, list(range(len(corpus))), []), args, extractor)
         decisive = [getattr(recipe, name) for name in (*CORPUS_FIELDS, "audio_layers", "audio_pooling")]
-        known = encoded.setdefault(json.dumps([audio_encoder, recipe.audio_encoder_revision, window_s, *decisive]), {})
-        embed_views(model.to(args.device), [train_set, *watched.values()], collator, known, args)
-    transform = None
-    if recipe.standardise_audio and not recipe.init_from:
-        transform = model.lascl.standardise
-        clean = SpeechDataset(corpus, fold.train, **heard)
-        model.lascl.set_pooled_statistics(
-            pooled_audio(model.to(args.device), DataLoader(clean, args.eval_batch_size, collate_fn=collator))
-            if known is None
-            else PooledDataset(clean, known).clean
-        )
-    if known is not None:
-        train_set = PooledDataset(train_set, known, transform)
-        watched = {name: PooledDataset(dataset, known, transform) for name, dataset in watched.items()}
-        collator = collate_pooled
+        start = json.dumps([audio_encoder, recipe.audio_encoder_revision, window_s, *decisive])
+        blocks = encoded.setdefault(start, {})
+        embed_views(model.to(args.device), everything, collator, blocks, args)
+        if fits:
+            model.lascl.set_pooled_statistics(PooledDataset(everything, fold.train, blocks, num_views=1).pooled[0, 0])
+        pool = partial(PooledDataset, everything, blocks=blocks, transform=model.lascl.standardise if fits else None)
+        train_set, collator = pool(fold.train, num_views=train_set.num_views), collate_pooled
+        watched = {name: pool(rows, num_views=1) for name, rows in watched.items()}
+    else:
+        if fits:
+            loader = DataLoader(SpeechDataset(corpus, fold.train, **heard), args.eval_batch_size, collate_fn=collator)
+            model.lascl.set_pooled_statistics(pooled_audio(model.to(args.device), loader))
+        watched = {name: SpeechDataset(corpus, rows, **heard) for name, rows in watched.items()}
     trainer = LaSCLTrainer(
         model,
         args,

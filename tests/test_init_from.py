@@ -74,6 +74,60 @@ def test_other_labels_are_embedded_anew_and_get_a_classifier_of_their_own(comman
     assert header.endswith("probability_classifier_anger,probability_classifier_calm,probability_classifier_sadness")
 
 
+@pytest.fixture(scope="module")
+def two_folds(command, audio_encoders, text_encoder, tmp_path_factory):
+    """A run of two folds with a frozen encoder and standardised audio."""
+    run_dir = tmp_path_factory.mktemp("runs") / "heads"
+    options = ("--folds", "1,2", "--freeze_audio_encoder", "true", "--standardise_audio", "true")
+    encoders = ("--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder)
+    main([*command, *options, *encoders, "--projection_dim", "8", "--output_dir", str(run_dir)])
+    return run_dir
+
+
+def test_each_fold_starts_from_the_same_fold_of_a_run(command, two_folds, tmp_path):
+    options = ("--folds", "1,2", "--standardise_audio", "true", "--freeze_audio_encoder", "false")
+    start(command, two_folds, tmp_path, *options)
+    before, after = (
+        [LaSCLForAudioClassification.from_pretrained(run / f"fold-{n}" / "checkpoint").state_dict() for n in (1, 2)]
+        for run in (two_folds, tmp_path)
+    )
+    for number in (0, 1):
+        for name, tensor in before[number].items():
+            assert torch.equal(after[number][name], tensor), name
+    assert not torch.equal(before[0]["lascl.pooled_mean"], before[1]["lascl.pooled_mean"])
+    notes = json.loads((tmp_path / "protocol.json").read_text())["notes"]
+    assert any("Each fold starts from the checkpoint of the same fold" in note for note in notes)
+    assert not any("too good" in note for note in notes)
+
+
+def test_what_a_fold_starts_from_learns_on_with_the_encoder(command, two_folds, tmp_path):
+    options = ("--init_from", str(two_folds), "--standardise_audio", "true", "--projection_dim", "8")
+    main([*command, *options, "--output_dir", str(tmp_path)])
+    before, after = (
+        LaSCLForAudioClassification.from_pretrained(run / "fold-1" / "checkpoint").state_dict()
+        for run in (two_folds, tmp_path)
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(".layers.1." in name for name in moved) and "classifier.weight" in moved
+    assert not any("pooled_" in name or "conv" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--folds", "1,3"), "has no fold-3/checkpoint. Finish that run."),
+        (("--folds", "1", "--num_folds", "2"), "trained fold 1 on other utterances than this recipe would"),
+        (("--folds", "1", "--validation", "speaker"), "trained fold 1 on other utterances than this recipe would"),
+        (("--folds", "1", "--hub_main", "full_data"), "has no full-data/checkpoint. Finish that run."),
+    ],
+)
+def test_a_run_with_other_folds_is_refused(command, two_folds, tmp_path, capsys, options, message):
+    init_from = ("--init_from", str(two_folds), "--standardise_audio", "true", "--projection_dim", "8")
+    with pytest.raises(SystemExit) as exit:
+        main([*command, *init_from, *options, "--output_dir", str(tmp_path / "run")])
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
 def plain_encoder(checkpoint, audio_encoders):
     return audio_encoders["whisper"]
 

@@ -6,7 +6,7 @@ of the pooled audio.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import PartialState
@@ -20,32 +20,33 @@ from lascl.training.arguments import LaSCLTrainingArguments
 
 
 class PooledDataset(Dataset):
-    """The utterances of a `SpeechDataset`, which must have an `augmentation_period`, as pooled audio.
+    """Some utterances of a `SpeechDataset`, which must have an `augmentation_period`, as pooled audio.
 
     Args:
-        speech: which utterances, and how many views.
-        vectors: by `key` of each view: (d_a,), from `embed_views`.
+        speech: the utterances that were embedded, with all their views.
+        rows: which of them, in this order.
+        blocks: from `embed_views`.
+        num_views: V, of those of `speech`; 1 is the clean view alone.
         transform: of (n, d_a), such as `LaSCLModel.standardise`; by default none.
     """
 
     def __init__(
         self,
         speech: SpeechDataset,
-        vectors: dict[tuple, torch.Tensor],
+        rows: Sequence[int],
+        blocks: dict[tuple, torch.Tensor],
+        *,
+        num_views: int,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
-        def rows(view: int, epoch: int) -> torch.Tensor:
-            pooled = torch.stack([vectors[key(speech, row, view, epoch)] for row in range(len(speech))])  # (N, d_a)
-            return transform(pooled) if transform else pooled
-
-        self.speech = speech
-        self.ids, self.labels, self.durations_s = speech.ids, speech.labels, speech.durations_s
-        self.clean = rows(0, 0)
-        self.augmented = {
-            (view, epoch): rows(view, epoch)
-            for view in range(1, speech.num_views)
-            for epoch in range(speech.augmentation_period)
-        }
+        self.ids = [speech.ids[row] for row in rows]
+        self.labels = [speech.labels[row] for row in rows]
+        self.durations_s = [speech.durations_s[row] for row in rows]
+        self.speech, self.num_views = speech, num_views
+        self.pooled = {}  # (n, d_a) by view and epoch; the clean view has no epochs
+        for view, epoch in blocks_of(speech, num_views):
+            pooled = blocks[block_name(speech, view, epoch)][list(rows)]
+            self.pooled[view, epoch] = transform(pooled) if transform else pooled
 
     def set_epoch(self, epoch: int):
         self.speech.set_epoch(epoch)
@@ -55,9 +56,8 @@ class PooledDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """`id`, `label` (int) and `pooled_audio` (V, d_a), the clean view first."""
-        augmented = [self.augmented[view, self.speech.epoch][index] for view in range(1, self.speech.num_views)]
-        pooled = torch.stack([self.clean[index], *augmented])  # (V, d_a)
-        return {"id": self.ids[index], "label": self.labels[index], "pooled_audio": pooled}
+        views = [self.pooled[view, self.speech.epoch if view else 0][index] for view in range(self.num_views)]
+        return {"id": self.ids[index], "label": self.labels[index], "pooled_audio": torch.stack(views)}
 
 
 def collate_pooled(items: list[dict]) -> dict[str, torch.Tensor]:
@@ -67,62 +67,67 @@ def collate_pooled(items: list[dict]) -> dict[str, torch.Tensor]:
     return {"pooled_audio": pooled.flatten(0, 1), "labels": labels.repeat(len(pooled))}
 
 
-def key(speech: SpeechDataset, index: int, view: int, epoch: int) -> tuple:
-    """What a view's audio depends on, beside the corpus; the clean one on no augmentation."""
-    heard = (speech.ids[index], speech.sampling_rate, speech.max_duration_s)
-    return (*heard, speech.augmentation_name, speech.seed, epoch, view) if view else heard
+def blocks_of(speech: SpeechDataset, num_views: int) -> list[tuple[int, int]]:
+    """View and epoch of every block: the clean view once, each augmented one in every epoch of the period."""
+    return [(0, 0), *((view, epoch) for epoch in range(speech.augmentation_period) for view in range(1, num_views))]
+
+
+def block_name(speech: SpeechDataset, view: int, epoch: int) -> tuple:
+    """What a block of views depends on, beside the corpus and the encoder."""
+    return ("clean",) if view == 0 else (speech.augmentation_name, speech.seed, epoch, view)
 
 
 @torch.no_grad()
 def embed_views(
     model: LaSCLForAudioClassification,
-    datasets: list[SpeechDataset],
+    speech: SpeechDataset,
     collator: Callable,
-    known: dict[tuple, torch.Tensor],
+    blocks: dict[tuple, torch.Tensor],
     args: LaSCLTrainingArguments,
 ):
-    """Adds the pooled audio (d_a,) of all views of all epochs to `known`, by `key`, unless it is there.
+    """Adds the pooled audio (N, d_a) of all utterances to `blocks`, one block for each view of each epoch, by
+    `block_name`, unless it is there.
 
-    The model is in evaluation mode meanwhile. Several processes embed a share each, and all come to know all of it.
+    A block is always the whole data set in the same batches, whatever else there is to do, so that the same command
+    rounds alike wherever it went on. Several processes embed a share of each, and all come to know all. The model is in
+    evaluation mode meanwhile.
     """
-    state = PartialState()
-    todo = {
-        key(speech, index, view, epoch): (speech, index, view, epoch)
-        for speech in datasets
-        for index in range(len(speech))
-        for view in range(speech.num_views)
-        for epoch in (range(speech.augmentation_period) if view else [0])
-    }
-    todo = [(name, place) for name, place in todo.items() if name not in known]
+    state, was_training = PartialState(), model.training
+    todo = [place for place in blocks_of(speech, speech.num_views) if block_name(speech, *place) not in blocks]
     # In order of length, so that little is padding.
-    todo.sort(key=lambda entry: entry[1][0].durations_s[entry[1][1]])
-    mine = todo[state.process_index :: state.num_processes]
-    loader = DataLoader(
-        _Views([place for _, place in mine]),
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        collate_fn=collator,
-    )
-    was_training = model.training
+    order = sorted(range(len(speech)), key=lambda row: speech.durations_s[row])
+    mine = order[state.process_index :: state.num_processes]
     model.eval()
-    vectors = []
-    for batch in tqdm(loader, desc="Encoding all views", disable=not (todo and state.is_main_process)):
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
-        vectors.extend(model.lascl(**inputs).pooled_audio.float().cpu())
+    is_shown = todo and state.is_main_process and not args.disable_tqdm
+    with tqdm(total=len(todo) * len(mine), desc="Encoding all views", unit="view", disable=not is_shown) as progress:
+        for view, epoch in todo:
+            loader = DataLoader(
+                _Views(speech, mine, view, epoch),
+                batch_size=args.per_device_eval_batch_size,
+                num_workers=args.dataloader_num_workers,
+                collate_fn=collator,
+            )
+            vectors = []
+            for batch in loader:
+                inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+                vectors.extend(model.lascl(**inputs).pooled_audio.float().cpu())
+                progress.update(len(batch["labels"]))
+            found = list(zip(mine, vectors, strict=True))
+            found = gather_object(found) if state.num_processes > 1 else found
+            found.sort(key=lambda entry: entry[0])
+            blocks[block_name(speech, view, epoch)] = torch.stack([vector for _, vector in found])  # (N, d_a)
     model.train(was_training)
-    found = [(name, vector) for (name, _), vector in zip(mine, vectors, strict=True)]
-    known.update(gather_object(found) if state.num_processes > 1 else found)
 
 
 class _Views(Dataset):
-    """Single views as items for `SpeechCollator`."""
+    """One view in one epoch of some rows of a `SpeechDataset`, as items for `SpeechCollator`."""
 
-    def __init__(self, places: list[tuple]):
-        self.places = places
+    def __init__(self, speech: SpeechDataset, rows: list[int], view: int, epoch: int):
+        self.speech, self.rows, self.view, self.epoch = speech, rows, view, epoch
 
     def __len__(self):
-        return len(self.places)
+        return len(self.rows)
 
     def __getitem__(self, number: int) -> dict:
-        speech, index, view, epoch = self.places[number]
-        return {"label": speech.labels[index], "views": [speech.view(index, view, epoch)]}
+        row = self.rows[number]
+        return {"label": self.speech.labels[row], "views": [self.speech.view(row, self.view, self.epoch)]}
