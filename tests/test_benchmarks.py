@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import WavLMConfig
 
+from lascl import load_corpus
+
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 WAVLM, WAV2VEC2 = conftest.AUDIO_ENCODERS["wavlm-layer"], conftest.AUDIO_ENCODERS["wav2vec2-layer"]
@@ -185,3 +187,40 @@ def test_a_process_that_fails_says_why(load):
     measuring = load("measuring")
     with pytest.raises(SystemExit, match="(?s)failed:.*no such luck"):
         measuring.run_apart("-c", "raise SystemExit('no such luck')")
+
+
+def test_frozen_probe(load, tmp_path, emodb_like, audio_encoders):
+    """Against runs that predict everything right, and against none."""
+    study = tmp_path / "study" / "LaSCL"
+    corpus = load_corpus("emodb", emodb_like, allow_partial=True)
+    for seed in (1, 2):
+        (study / f"seed-{seed}" / "fold-1").mkdir(parents=True)
+        rows = [["id", "speaker", "reference", "prediction", "prediction_classifier"]]
+        names = corpus.features["label"].names
+        rows += [[row["id"], row["speaker"], *[names[row["label"]]] * 3] for row in corpus]
+        lines = "\n".join(",".join(row) for row in rows)
+        (study / f"seed-{seed}" / "fold-1" / "predictions.csv").write_text(lines + "\n")
+    module = load("frozen_probe", CHOSEN_C=(0.01, 1.0))
+    options = ["emodb", "--data_dir", str(emodb_like), "--allow_partial", "--audio_encoder", audio_encoders["whisper"]]
+    module.main([*options, "--against", str(study)])
+    found = checked_table(tmp_path, "frozen_probe", 4)
+    assert [row["frozen features"] for row in found["rows"]] == [
+        *("layer 0", "layer 1", "layer 2", "layers 1, 2 side by side")
+    ]
+    for row in found["rows"]:
+        difference = float(row["UA of LaSCL less this, points"].partition(" ")[0])
+        assert difference == pytest.approx(100 - float(row["UA"]), abs=0.051)
+    module.main(options)
+    plain = checked_table(tmp_path, "frozen_probe", 4)
+    assert [row["UA"] for row in plain["rows"]] == [row["UA"] for row in found["rows"]]
+    with pytest.raises(SystemExit):
+        module.main([*options, "--against", str(tmp_path)])
+
+
+def test_the_probe_s_features_are_means_over_frames_of_signal(load, emodb_like, audio_encoders):
+    module = load("frozen_probe", BATCH_SIZE=4)
+    corpus = load_corpus("emodb", emodb_like, allow_partial=True).select([0, 6, 3])
+    together = module.layer_means(corpus, audio_encoders["wavlm-layer"], 0.4)
+    alone = module.layer_means(corpus.select([1]), audio_encoders["wavlm-layer"], 0.4)
+    assert together.shape == (3, 3, 16)
+    assert together[:, 1] == pytest.approx(alone[:, 0], abs=1e-5)
