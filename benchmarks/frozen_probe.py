@@ -127,8 +127,8 @@ def main(argv: list[str] | None = None):
         columns += [f"UA of {options.against.name} less this, points", "p"]
         seeds = ", ".join(run.name.removeprefix("seed-") for run in runs)
         sentences = [
-            f"{options.against.name}: the mean over the seeds {seeds}; in brackets 95 % intervals over speakers, p of a
-            " "paired test over speakers on the same utterances."
+            f"{options.against.name}: the mean over the seeds {seeds}; in brackets 95 % intervals over speakers, p of "
+            "a paired test over speakers on the same utterances."
         ]
     save_table(
         "frozen_probe",
