@@ -12,7 +12,7 @@ import lascl
 
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "training", "evaluation", "hub")
+ROOMS = ("data", "training", "evaluation", "hub", "inference")
 MODULES = [
     *ROOT.glob("*.py"),
     *(path for room in (*ROOMS, "tests") for path in (ROOT / room).glob("*.py")),
@@ -48,6 +48,7 @@ def test_rooms_are_never_imported_bare(path):
         (["evaluation/*.py"], ["lascl.modeling_lascl", "lascl.training", "lascl.data", "lascl.train", "torch"]),
         (["training/*.py"], ["lascl.train", "lascl.hub"]),
         (["hub/*.py"], ["lascl.train"]),
+        (["inference/*.py"], ["lascl.train", "lascl.training", "lascl.hub"]),
     ],
     ids=lambda value: value[0],
 )
