@@ -23,11 +23,7 @@ class RecordingDataset(SpeechDataset):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.epoch, self.seen = None, []
-
-    def set_epoch(self, epoch):
-        super().set_epoch(epoch)
-        self.epoch = epoch
+        self.seen = []
 
     def __getitem__(self, index):
         self.seen.append((self.epoch, self.ids[index]))

@@ -139,10 +139,12 @@ def test_both_models_and_both_getters_agree(model, tmp_path):
     assert set(base) == {"audio_embeds", "label_embeds", "pooled_audio"}
 
 
-def test_neither_and_both_kinds_of_input_are_refused(model):
+def test_none_and_several_kinds_of_input_are_refused(model):
     values = torch.zeros(1, 400)
-    for inputs in ({}, {"input_values": values, "input_features": values}):
-        with pytest.raises(ValueError, match="exactly one of input_values and input_features"):
+    pooled = torch.zeros(1, 8)
+    both = [{"input_values": values, "input_features": values}, {"input_values": values, "pooled_audio": pooled}]
+    for inputs in ({}, *both):
+        with pytest.raises(ValueError, match="exactly one of input_values, input_features and pooled_audio"):
             model(**inputs)
 
 
