@@ -1,0 +1,101 @@
+"""Recordings of any length, read block by block: what libsndfile knows, and everything else through the ffmpeg program."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from lascl.data.audio import SAMPLING_RATE
+
+
+# Containers that libsndfile does not know; anything else that it cannot read is damaged or no audio.
+FFMPEG_SUFFIXES = frozenset(
+    f".{name}" for name in "3gp aac ac3 amr avi flv m4a m4b m4v mka mkv mov mp4 mpeg mpg mts ts webm wma wmv".split()
+)
+BLOCK_S = 10.0
+
+
+def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iterator[np.ndarray]:
+    """Yields a recording as blocks (samples,) of mono float32, of some seconds each, never the whole of it.
+
+    Channels are averaged, other rates resampled with soxr (high quality). The end of a damaged file raises when it is
+    reached: what was yielded before is sound.
+
+    Args:
+        path: a file that libsndfile reads, or, where the ffmpeg program is installed, video, m4a and the like.
+        sampling_rate: of the blocks, in Hz.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a folder, not audio, cut off, no samples, NaN or infinite samples, or ffmpeg is missing where it is
+            needed; the message names the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, not an audio file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file.")
+    blocks = _ffmpeg_blocks if path.suffix.lower() in FFMPEG_SUFFIXES else _soundfile_blocks
+    is_empty = True
+    for block in blocks(path, sampling_rate):
+        if not np.isfinite(block).all():
+            raise ValueError(f"{path}: holds NaN or infinite samples. Repair it or leave it out.")
+        if block.size:
+            is_empty = False
+            yield np.ascontiguousarray(block, dtype=np.float32)
+    if is_empty:
+        raise ValueError(f"{path}: holds no audio samples.")
+
+
+def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
+    try:
+        with soundfile.SoundFile(path) as file:
+            resampler = None
+            if file.samplerate != sampling_rate:
+                resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
+            num_read = 0
+            for block in file.blocks(round(BLOCK_S * file.samplerate), dtype="float32", always_2d=True):
+                num_read += len(block)
+                mono = block.mean(axis=1)
+                yield resampler.resample_chunk(mono) if resampler else mono
+            if resampler:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            # The length of an MP3 is an estimate.
+            if num_read < (0.95 if file.format == "MP3" else 1) * file.frames:
+                raise ValueError(
+                    f"{path}: is cut off: it holds less audio than its header says. Copy it again, or leave it out."
+                )
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
+
+
+def _ffmpeg_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        raise ValueError(
+            f"{path}: {path.suffix} files are read through the ffmpeg program, which is not installed. Install it, or "
+            "convert the file to WAV or FLAC."
+        )
+    # An absolute path is never taken for an option or a protocol.
+    command = [ffmpeg, "-nostdin", "-v", "error", "-i", f"file:{path.resolve()}", "-vn", "-ac", "1"]
+    command += ["-ar", str(sampling_rate), "-f", "f32le", "-"]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said)
+        try:
+            while block := process.stdout.read(4 * round(BLOCK_S * sampling_rate)):
+                yield np.frombuffer(block[: len(block) // 4 * 4], dtype="<f4")
+            if process.wait():
+                said.seek(0)
+                reason = said.read().decode(errors="replace").strip().splitlines()
+                raise ValueError(f"{path}: ffmpeg cannot read it ({reason[-1] if reason else 'no reason given'}).")
+        finally:
+            process.stdout.close()
+            process.kill()
+            process.wait()
