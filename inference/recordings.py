@@ -1,4 +1,4 @@
-"""Recordings of any length, read block by block: what libsndfile knows, and everything else through the ffmpeg program."""
+"""Recordings of any length, read block by block: what libsndfile knows, and the rest through the ffmpeg program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from lascl.data.audio import SAMPLING_RATE
 
 # Containers that libsndfile does not know; anything else that it cannot read is damaged or no audio.
 FFMPEG_SUFFIXES = frozenset(
-    f".{name}" for name in "3gp aac ac3 amr avi flv m4a m4b m4v mka mkv mov mp4 mpeg mpg mts ts webm wma wmv".split()
+    (
+        *(".3gp", ".aac", ".ac3", ".amr", ".avi", ".flv", ".m4a", ".m4b", ".m4v", ".mka"),
+        *(".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wma", ".wmv"),
+    )
 )
 BLOCK_S = 10.0
 
