@@ -11,52 +11,27 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
-from measuring import save_table
+from measuring import layer_means, load_listener, save_table
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.utils.data import DataLoader
-from transformers import AutoFeatureExtractor
 
 from lascl import load_corpus, make_folds
-from lascl.data import SpeechCollator, SpeechDataset
-from lascl.encoders_lascl import encode_audio, load_audio_encoder
+from lascl.data import SpeechDataset
 from lascl.evaluation.metrics import SCORES
 from lascl.evaluation.results import read_run, score_rows
 from lascl.evaluation.studies import compare_seeds
-from lascl.modeling_lascl import masked_mean
 
 
-BATCH_SIZE = 8
 FIXED_C = 0.1  # of the single layers, as the floor of 87.1 was measured
 # Of the layers side by side: the best by UA over the held-out speakers of the training side.
 CHOSEN_C = (0.001, 0.01, 0.1, 1.0)
 TOGETHER = (1, 2, 3)  # recipes/small-corpus.yaml
-
-
-@torch.no_grad()
-def layer_means(corpus, audio_encoder: str, max_duration_s: float) -> np.ndarray:
-    """(layers + 1, utterances, width): the mean over valid frames of every hidden state."""
-    longest_s = min(max(corpus["duration_s"][:]), max_duration_s)
-    encoder = load_audio_encoder(audio_encoder, window_s=math.ceil(longest_s)).eval()
-    extractor = AutoFeatureExtractor.from_pretrained(audio_encoder, return_attention_mask=True)
-    if "input_features" in extractor.model_input_names:
-        extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": math.ceil(longest_s)})
-    heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": longest_s}
-    dataset = SpeechDataset(corpus, range(len(corpus)), **heard)
-    means = []
-    for batch in DataLoader(dataset, BATCH_SIZE, collate_fn=SpeechCollator(extractor)):
-        inputs = batch.get("input_features", batch.get("input_values"))
-        hidden, mask = encode_audio(encoder, inputs, batch["attention_mask"], all_layers=True)
-        means.append(np.stack([masked_mean(layer, mask).numpy() for layer in hidden]))
-    return np.concatenate(means, axis=1)
 
 
 def fitted(features: np.ndarray, labels: np.ndarray, speakers: np.ndarray, choose_c: bool):
@@ -98,7 +73,10 @@ def main(argv: list[str] | None = None):
     options = parser.parse_args(argv)
     corpus = load_corpus(options.corpus, options.data_dir, allow_partial=options.allow_partial)
     folds, labels = make_folds(corpus), corpus.features["label"].names
-    layers = layer_means(corpus, options.audio_encoder, options.max_duration_s)
+    longest_s = min(max(corpus["duration_s"][:]), options.max_duration_s)
+    encoder, extractor = load_listener(options.audio_encoder, longest_s)
+    heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": longest_s}
+    layers = layer_means(encoder, extractor, SpeechDataset(corpus, range(len(corpus)), **heard)).transpose(0, 1).numpy()
     together = [number for number in TOGETHER if number < len(layers)]
     candidates = {f"layer {number}": (layer, False) for number, layer in enumerate(layers)}
     side_by_side = np.concatenate([layers[number] for number in together], axis=-1)

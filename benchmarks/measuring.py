@@ -4,6 +4,7 @@ their own, a table on screen and under `results/`."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,9 +15,13 @@ from statistics import median
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoConfig, AutoFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification
+from lascl.data import SpeechCollator
+from lascl.encoders_lascl import encode_audio, load_audio_encoder
+from lascl.modeling_lascl import masked_mean
 from lascl.training.run_directory import environment, write_json
 
 
@@ -24,6 +29,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 MIB = 2**20
 FOUND = "FOUND "
 SAMPLING_RATE = 16_000
+ENCODED_AT_ONCE = 8
 # microsoft/wavlm-large, but without layer-drop: chance must not decide how much is computed.
 WAVLM_LARGE = {
     "model_type": "wavlm",
@@ -68,6 +74,26 @@ def random_batch(num_rows: int, duration_s: float, num_labels: int = 4, device: 
         "attention_mask": torch.ones_like(input_values, dtype=torch.int32),
         "labels": torch.arange(num_rows, device=device) % num_labels,
     }
+
+
+def load_listener(audio_encoder: str, longest_s: float):
+    """A pre-trained encoder in evaluation mode and its feature extractor; Whisper's window is the longest clip's."""
+    window_s = math.ceil(longest_s)
+    extractor = AutoFeatureExtractor.from_pretrained(audio_encoder, return_attention_mask=True)
+    if "input_features" in extractor.model_input_names:
+        extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
+    return load_audio_encoder(audio_encoder, window_s=window_s).eval(), extractor
+
+
+@torch.no_grad()
+def layer_means(encoder, extractor, utterances: Dataset) -> torch.Tensor:
+    """(N, layers + 1, width): the mean over valid frames of every hidden state, of items as of `SpeechDataset`."""
+    means = []
+    for batch in DataLoader(utterances, ENCODED_AT_ONCE, collate_fn=SpeechCollator(extractor)):
+        inputs = batch.get("input_features", batch.get("input_values"))
+        hidden, mask = encode_audio(encoder, inputs, batch["attention_mask"], all_layers=True)
+        means.append(torch.stack([masked_mean(layer, mask) for layer in hidden], dim=1))
+    return torch.cat(means)
 
 
 def median_seconds(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:

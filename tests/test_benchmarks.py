@@ -13,6 +13,7 @@ import torch
 from transformers import WavLMConfig
 
 from lascl import load_corpus
+from lascl.data import SpeechDataset
 
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -218,9 +219,36 @@ def test_frozen_probe(load, tmp_path, emodb_like, audio_encoders):
 
 
 def test_the_probe_s_features_are_means_over_frames_of_signal(load, emodb_like, audio_encoders):
-    module = load("frozen_probe", BATCH_SIZE=4)
+    module = load("frozen_probe")
     corpus = load_corpus("emodb", emodb_like, allow_partial=True).select([0, 6, 3])
-    together = module.layer_means(corpus, audio_encoders["wavlm-layer"], 0.4)
-    alone = module.layer_means(corpus.select([1]), audio_encoders["wavlm-layer"], 0.4)
+    encoder, extractor = module.load_listener(audio_encoders["wavlm-layer"], 0.4)
+    heard = {"sampling_rate": 16_000, "max_duration_s": 0.4}
+    together = module.layer_means(encoder, extractor, SpeechDataset(corpus, [0, 1, 2], **heard))
+    alone = module.layer_means(encoder, extractor, SpeechDataset(corpus, [1], **heard))
     assert together.shape == (3, 3, 16)
-    assert together[:, 1] == pytest.approx(alone[:, 0], abs=1e-5)
+    torch.testing.assert_close(together[1], alone[0], rtol=0, atol=1e-5)
+
+
+def test_small_corpus_choices(load, tmp_path, emodb_like, audio_encoders, text_encoder):
+    """Two of the choices, trained for an epoch; nothing is learnt from noise, but each utterance is answered by four
+    trainings that did not hear it."""
+    module = load("small_corpus_choices", PERIOD=2, SEEDS=(1,))
+    for name in list(module.CHOICES):
+        if name not in ("the recipe", "learned weights over all layers", "learnt temperature", "balanced batches"):
+            del module.CHOICES[name]
+    module.RECIPE.update(layers=(1, 2), epochs=1)
+    heard = []
+    answers = module.answers
+
+    def recorded(choice, encoded, ids, labels, train, test, *rest):
+        heard.append((set(train), set(test)))
+        return answers(choice, encoded, ids, labels, train, test, *rest)
+
+    module.answers = recorded
+    options = ["--data_dir", str(emodb_like), "--allow_partial", "--audio_encoder", audio_encoders["whisper"]]
+    module.main(["emodb", *options, "--text_encoder", text_encoder])
+    found = checked_table(tmp_path, "small_corpus_choices", 4, ("UA less the recipe's, points", "p"))
+    assert len(heard) == 4 * 10 and all(not train & test and len(train | test) == 70 for train, test in heard)
+    assert sum(int(row["best for, of 5 folds"]) for row in found["rows"]) == 5
+    for row in found["rows"]:
+        assert 0 <= float(row["UA"]) <= 100

@@ -102,7 +102,7 @@ def embed_views(
     with tqdm(total=len(todo) * len(mine), desc="Encoding all views", unit="view", disable=not is_shown) as progress:
         for view, epoch in todo:
             loader = DataLoader(
-                _Views(speech, mine, view, epoch),
+                OneView(speech, mine, view, epoch),
                 batch_size=args.per_device_eval_batch_size,
                 num_workers=args.dataloader_num_workers,
                 collate_fn=collator,
@@ -119,7 +119,7 @@ def embed_views(
     model.train(was_training)
 
 
-class _Views(Dataset):
+class OneView(Dataset):
     """One view in one epoch of some rows of a `SpeechDataset`, as items for `SpeechCollator`."""
 
     def __init__(self, speech: SpeechDataset, rows: list[int], view: int, epoch: int):
