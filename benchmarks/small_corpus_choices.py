@@ -279,14 +279,14 @@ def main(argv: list[str] | None = None):
             low, high = intervals[1]
             rows[-1][3] = f"{100 * differences[1]:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             rows[-1][4] = f"{p_values[1]:.3f}"
+    encoder_name, others = Path(options.audio_encoder).name, len(folds) - 1
     save_table(
         "small_corpus_choices",
-        f"Choices for a small corpus: {options.corpus}, {Path(options.audio_encoder).name} frozen; validation in training, "
-        "per cent",
+        f"Choices for a small corpus ({options.corpus}, {encoder_name} frozen), by validation in training, per cent",
         ["choice", "WA", "UA", "UA less the recipe's, points", "p", f"best for, of {len(folds)} folds"],
         rows,
-        f"Mean over {len(SEEDS)} seeds and over the {len(folds) - 1} folds that can be left out beside an utterance's "
-        "own; in brackets 95 % intervals over speakers, p of a paired test over speakers, not corrected for the number of "
+        f"Mean over {len(SEEDS)} seeds and over the {others} folds that can be left out beside an utterance's own. In "
+        "brackets 95 % intervals over speakers; p of a paired test over speakers, not corrected for the number of "
         "choices.",
         scores=measured,
     )
