@@ -46,6 +46,7 @@ from lascl.evaluation.studies import (
     summarise_study,
 )
 from lascl.evaluation.study_figures import write_pairs
+from lascl.training.pooled import block_name, blocks_of
 from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, Recipe, find_recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
 from lascl.training.trainer import build_batch_sampler
@@ -494,7 +495,7 @@ def _ce_and_full(study: Study, runs: list[PlannedRun], names: list[str]) -> tupl
 def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]]):
     """`--dry_run`: what would run, and what it would cost, measured from one step on this machine. Writes nothing but
     temporary files, and asks nothing of the network."""
-    measured, total_s, kept, at_once, unknown = {}, 0.0, 0, 0, 0
+    measured, total_s, kept, at_once, unknown, encoded = {}, 0.0, 0, 0, 0, set()
     print(f"{study.name}: {len(study.variants)} variants x {len(study.seeds)} seeds in {folder}\n")
     for index, run in enumerate(runs):
         numbers = [number for number in run.numbers if (index, number) in mine]
@@ -510,8 +511,11 @@ def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple
                 unknown += len(left)
                 line += f"; time not measured: {measured[key]}"
             else:
-                utterance_s, checkpoint_bytes = measured[key]
+                utterance_s, view_s, checkpoint_bytes = measured[key]
                 seconds = sum(_utterances(run, number) for number in left) * utterance_s
+                # A frozen encoder hears each view of the corpus once for all folds and variants.
+                views = _views_heard_once(run)
+                seconds, encoded = seconds + len(views - encoded) * len(run.corpus) * view_s, encoded | views
                 total_s, kept = total_s + seconds, kept + len(left) * checkpoint_bytes
                 # Weights and AdamW's two moments, so often while one is being saved; one fold at a time.
                 limit = run.recipe.training.get("save_total_limit", 2) or 2
@@ -559,8 +563,9 @@ def _device_and_size() -> tuple[str, int]:
     return device, MICRO_BATCH[device]
 
 
-def measure(run: PlannedRun) -> tuple[float, int] | str:
-    """Seconds of training an utterance (all its views) and bytes of a checkpoint, or why they cannot be told.
+def measure(run: PlannedRun) -> tuple[float, float, int] | str:
+    """Seconds of training an utterance (all its views), seconds of encoding a view (0 unless that is done once, before
+    training) and bytes of a checkpoint, or why they cannot be told.
 
     One step of a fresh model on the utterances nearest to the mean length, after one that is not counted: what is
     loaded at first use is then loaded."""
@@ -583,13 +588,26 @@ def measure(run: PlannedRun) -> tuple[float, int] | str:
         try:
             encoders = begin_fold(Path(scratch), measured, Path(scratch) / "run", 1)
             fold_dir = Path(scratch) / "run" / "fold-1"
+            corpus, fold = run.corpus.select(rows), Fold(1, list(range(len(rows))), [])
             for _ in range(2):
                 with redirect_stdout(io.StringIO()):  # Trainer prints what it logs
-                    _, cost = train.train_fold(recipe, run.corpus, Fold(1, rows, []), fold_dir, *encoders, {})
+                    _, cost = train.train_fold(recipe, corpus, fold, fold_dir, *encoders, {})
         except (ValueError, OSError, ImportError) as error:
             return str(error).strip().splitlines()[0]
         size = sum(path.stat().st_size for path in (fold_dir / "checkpoint").rglob("*") if path.is_file())
-    return 1 / cost["steps_per_second"] / len(rows), size
+    num_encoded = max(1, len(_views_heard_once(run)) * len(rows))
+    return 1 / cost["steps_per_second"] / len(rows), cost.get("encoding_s", 0.0) / num_encoded, size
+
+
+def _views_heard_once(run: PlannedRun) -> set[tuple]:
+    """The views that a frozen encoder hears once, each with all that its pooled audio depends on."""
+    args = run.recipe.training_arguments(run.run_dir)
+    speech = train.training_data(run.recipe, run.corpus, run.folds[0], args)
+    if not train.is_encoded_once(run.recipe, speech):
+        return set()
+    decisive = (*CORPUS_FIELDS, "audio_encoder", "audio_encoder_revision", "init_from", "audio_layers", "audio_pooling")
+    source = json.dumps([getattr(run.recipe, name) for name in decisive])
+    return {(source, *block_name(speech, *place)) for place in blocks_of(speech, speech.num_views)}
 
 
 def _utterances(run: PlannedRun, number: int) -> float:

@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -295,8 +296,8 @@ def train_fold(
     A frozen encoder hears every view once where the views repeat; `encoded` keeps what came out for the next fold.
 
     Returns:
-        The feature extractor of the checkpoint, and what training cost: `train_runtime_s`, earlier starts included, and
-        the rates of `StepClock` of this one.
+        The feature extractor of the checkpoint, and what training cost: `train_runtime_s`, earlier starts included,
+        `encoding_s` before it where the encoder is frozen, and the rates of `StepClock` of this start.
     """
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
@@ -331,13 +332,15 @@ def train_fold(
     heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": limit_s}
     watched = {name: rows for name, rows in (("validation", fold.validation), ("test", fold.test)) if rows}
     train_set, collator = training_data(recipe, corpus, fold, args, extractor), SpeechCollator(extractor)
+    encoding = {}
     fits = recipe.standardise_audio and not recipe.init_from
-    if recipe.freeze_audio_encoder and train_set.augmentation_period:
+    if is_encoded_once(recipe, train_set):
         everything = training_data(recipe, corpus, Fold(0, list(range(len(corpus))), []), args, extractor)
         decisive = [getattr(recipe, name) for name in (*CORPUS_FIELDS, "audio_layers", "audio_pooling")]
         start = json.dumps([audio_encoder, recipe.audio_encoder_revision, window_s, *decisive])
-        blocks = encoded.setdefault(start, {})
+        blocks, began = encoded.setdefault(start, {}), time.monotonic()
         embed_views(model.to(args.device), everything, collator, blocks, args)
+        encoding = {"encoding_s": time.monotonic() - began}
         if fits:
             model.lascl.set_pooled_statistics(PooledDataset(everything, fold.train, blocks, num_views=1).pooled[0, 0])
         pool = partial(PooledDataset, everything, blocks=blocks, transform=model.lascl.standardise if fits else None)
@@ -373,7 +376,13 @@ def train_fold(
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     runtime_s = trainer.state.log_history[-1]["train_runtime"]
-    return extractor, {"train_runtime_s": runtime_s, **trainer.clock.since_start()}
+    return extractor, {"train_runtime_s": runtime_s, **encoding, **trainer.clock.since_start()}
+
+
+def is_encoded_once(recipe: Recipe, speech: SpeechDataset) -> bool:
+    """Whether each view is one vector for good: nothing that makes it is trained, and no view is ever drawn again."""
+    is_constant = recipe.freeze_audio_encoder and recipe.audio_layers != "weighted"
+    return is_constant and speech.augmentation_period is not None
 
 
 @torch.no_grad()

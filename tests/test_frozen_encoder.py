@@ -16,7 +16,7 @@ from conftest import RATE, read_csv
 from test_distributed import ROOT, TORCHRUN, launch
 from transformers import AutoFeatureExtractor, set_seed
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus
+from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, study
 from lascl.data import SpeechCollator, SpeechDataset
 from lascl.train import main
 from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
@@ -241,3 +241,37 @@ def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_els
     model = LaSCLForAudioClassification.from_pretrained(run_dir / "fold-1" / "checkpoint")
     assert (model.config.audio_layers, model.classifier.in_features) == ("1,2,3", 3 * 16)
     assert model.config.freeze_audio_encoder and model.lascl.pooled_std.std() > 0
+
+
+def test_learned_layer_weights_are_no_constant_so_every_view_is_encoded_in_every_epoch(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("lascl.train.embed_views", lambda *args: pytest.fail("pooled once, but the weights learn"))
+    options = ["--audio_layers", "weighted", "--folds", "1", "--num_train_epochs", "1"]
+    main([*recipe, *options, "--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true"])
+    model = LaSCLForAudioClassification.from_pretrained(tmp_path / "run" / "fold-1" / "checkpoint")
+    assert model.lascl.layer_weights.abs().max() > 0
+
+
+def test_a_dry_run_counts_every_view_once_whatever_the_number_of_folds_and_variants(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    """A second a view, and nothing else: a clean view and two augmented ones of 70 utterances."""
+    monkeypatch.setattr(study, "measure", lambda run: (0.0, 1.0, 100))
+    options = ["--vary", "objective=ce,lascl", "--dry_run", "--output_dir", str(tmp_path / "study")]
+    study.main(["quickstart", *recipe, *options])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
+    assert [line.partition(", about ")[2] for line in lines] == ["4 min left here", "0 s left here"]
+
+
+def test_a_dry_run_measures_encoding_and_training_apart(recipe, tmp_path, monkeypatch):
+    runs = study.plan_runs(study.Study("s", "quickstart", {}, {"LaSCL": {}}, [1], "LaSCL"), recipe, tmp_path)
+    study.read_corpora(runs)
+    heard, real = [], study.train.train_fold
+
+    def train_fold(recipe, corpus, *rest):
+        heard.append(len(corpus))
+        return None, {"steps_per_second": 10.0, "encoding_s": 12.0} if real(recipe, corpus, *rest) else None
+
+    monkeypatch.setattr(study.train, "train_fold", train_fold)
+    utterance_s, view_s, checkpoint_bytes = study.measure(runs[0])
+    assert heard == [2, 2] and checkpoint_bytes > 0
+    assert (utterance_s, view_s) == (pytest.approx(0.1 / 2), pytest.approx(12 / (3 * 2)))
