@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import conftest
+import numpy as np
 import pytest
 import torch
 from transformers import WavLMConfig
 
-from lascl import load_corpus
+from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data import SpeechDataset
 
 
@@ -252,3 +253,28 @@ def test_small_corpus_choices(load, tmp_path, emodb_like, audio_encoders, text_e
     assert sum(int(row["best for, of 5 folds"]) for row in found["rows"]) == 5
     for row in found["rows"]:
         assert 0 <= float(row["UA"]) <= 100
+
+
+def test_synonyms(load, tmp_path, audio_encoders, text_encoder):
+    """A label's own word is as good as the label; another label's word lands on that, and tells nothing of this one."""
+    module = load("synonyms", SYNONYMS={"angry": ("angry",), "happy": ("sad",), "joy": ("unknown to this model",)})
+    labels = conftest.LABELS
+    model = LaSCLForAudioClassification.from_encoders(audio_encoders["wav2vec2-layer"], text_encoder, labels)
+    trained = model.get_label_embeddings().detach().numpy()
+    fold = tmp_path / "run" / "fold-1"
+    model.save_pretrained(fold / "checkpoint")
+    # An utterance lies where its emotion's label does; one angry one lies with the sad ones.
+    emotions, places = ["angry", "angry", "happy", "sad"], ["angry", "sad", "happy", "sad"]
+    ids = [f"u{number}" for number in range(4)]
+    embeds = np.stack([trained[labels.index(place)] for place in places])
+    np.savez(fold / "embeddings.npz", ids=ids, audio_embeds=embeds, labels=labels, label_embeds=trained)
+    rows = "".join(f"{id},{emotion}\n" for id, emotion in zip(ids, emotions))
+    (fold / "predictions.csv").write_text("id,reference\n" + rows)
+    module.main([str(tmp_path / "run")])
+    found = checked_table(tmp_path, "synonyms", 2)
+    assert [list(row.values()) for row in found["rows"]] == [
+        ["angry", "angry", "1 of 1", "-", "50", "50"],
+        ["happy", "sad", "0 of 1", "sad 1", "100", "0"],
+    ]
+    with pytest.raises(SystemExit):
+        module.main([str(tmp_path)])
