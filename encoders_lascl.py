@@ -253,7 +253,8 @@ def encode_audio(
                 f"{inputs.shape[-1]}. Use the feature extractor saved with the checkpoint (its chunk_length is the "
                 "window)."
             )
-        if not encoder.training and attention_mask is not None and bool(attention_mask[:, -1].any()):
+        looked_at = not (encoder.training or attention_mask is None or torch.onnx.is_in_onnx_export())
+        if looked_at and bool(attention_mask[:, -1].any()):
             # Its stock extractor cuts in silence; all that is left to see here is a window without room.
             logger.warning_once(
                 f"An utterance fills the whole window of {window / 100:g} s: if the recording was longer, the feature "
@@ -288,15 +289,23 @@ def frame_mask(
     return encoder._get_feature_vector_attention_mask(num_frames, attention_mask).bool()
 
 
-def _reach_one_frame(encoder, inputs, attention_mask):
-    """Lets every row fill at least one frame: what is shorter than the front end's receptive field would crash the
-    convolutions when alone, and would get a mask of only ones from stock's arithmetic beside a longer row."""
+def samples_of_one_frame(encoder: PreTrainedModel) -> int | None:
+    """The receptive field of one frame of the convolutional front end; `None` where there is none."""
     kernels, strides = getattr(encoder.config, "conv_kernel", None), getattr(encoder.config, "conv_stride", None)
     if kernels is None or strides is None:
-        return inputs, attention_mask
+        return None
     needed = 1
     for kernel, stride in zip(reversed(kernels), reversed(strides)):
         needed = (needed - 1) * stride + kernel
+    return needed
+
+
+def _reach_one_frame(encoder, inputs, attention_mask):
+    """Lets every row fill at least one frame: what is shorter than the front end's receptive field would crash the
+    convolutions when alone, and would get a mask of only ones from stock's arithmetic beside a longer row."""
+    needed = samples_of_one_frame(encoder)
+    if needed is None:
+        return inputs, attention_mask
     missing = max(0, needed - inputs.shape[-1])
     inputs = nn.functional.pad(inputs, (0, missing))
     if attention_mask is None:
