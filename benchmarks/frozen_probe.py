@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None):
                 measured[name]["against"] = compared
                 low, high = compared["interval"]
                 rows[-1] += [f"{100 * compared['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"]
-                rows[-1] += [f"{compared['p']:.3f}"]
+                rows[-1] += ["< 0.001" if compared["p"] < 0.001 else f"{compared['p']:.3f}"]
     columns = ["frozen features", "C", "WA", "UA", "macro-F1"]
     if runs:
         columns += [f"UA of {options.against.name} less this, points", "p"]

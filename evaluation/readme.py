@@ -45,11 +45,11 @@ def _run(folder: Path) -> str:
 def _study(folder: Path) -> str:
     stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     names, seeds = [variant["name"] for variant in stored["variants"]], stored["seeds"]
-    for name in names:
-        for run in seed_runs(folder, name, seeds):
-            _checked_results(run)
+    runs = [run for name in names for run in seed_runs(folder, name, seeds)]
+    for run in runs:
+        _checked_results(run)
     results = summarise_study(folder, names, seeds, against=stored.get("against"), paper=stored.get("paper"))
-    return f"\n{study_table(results)}\n\n{_provenance(seed_runs(folder, names[0], seeds)[0])}\n\n"
+    return f"\n{study_table(results)}\n\n{_provenance(runs[0], *runs[1:])}\n\n"
 
 
 def _checked_results(folder: Path) -> dict:
@@ -77,12 +77,17 @@ def _benchmark(path: Path) -> str:
     return "\n" + "".join(f"{part}\n\n" for part in parts)
 
 
-def _provenance(folder: Path) -> str:
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+def _provenance(first: Path, *others: Path) -> str:
+    """Of one run, or of a study's: length and corpus are the first's."""
+    environments = [json.loads((run / "environment.json").read_text(encoding="utf-8")) for run in (first, *others)]
+    recipes = [yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")) for run in (first, *others)]
+    commits = " and ".join(sorted({f"`{environment['commit'][:10]}`" for environment in environments}))
+    seeds = sorted({recipe["seed"] for recipe in recipes})
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     return (
-        f"`{recipe['corpus']}`, {recipe['num_train_epochs']:g} epochs, seed {recipe['seed']}, one run of commit "
-        f"`{environment['commit'][:10]}` on {environment['device']}; per cent."
+        f"`{recipes[0]['corpus']}`, {recipes[0]['num_train_epochs']:g} epochs, {named}, "
+        f"{'one run' if not others else f'{1 + len(others)} runs'} of commit {commits} on {environments[0]['device']}; "
+        "per cent."
     )
 
 
