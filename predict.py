@@ -77,9 +77,8 @@ def main(argv: list[str] | None = None):
     if done:
         say(f"{len(found.paths) - len(todo)} of {len(found.paths)} files are in {options.output} already.")
     if model.trained_labels is not None:
-        say(
-            f"these labels were not trained: {', '.join(model.labels)}. Trained were {', '.join(model.trained_labels)}."
-        )
+        trained = ", ".join(model.trained_labels)
+        say(f"these labels were not trained: {', '.join(model.labels)}. Trained were {trained}.")
     failures, notes = found.failures, Counter()
     try:
         if options.window is None:
@@ -126,9 +125,7 @@ def read_options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--labels", metavar='"A, B"', help="other words than the trained ones")
     parser.add_argument("--template", metavar='"a {label} voice"', help="what is read for a label of --labels")
     parser.add_argument("--window", type=above_0, metavar="S", help="when, not only what: windows of S seconds")
-    parser.add_argument(
-        "--hop", type=above_0, metavar="S", help="between their starts (default: 1, at most the window)"
-    )
+    parser.add_argument("--hop", type=above_0, metavar="S", help="between their starts (default: 1, or the window)")
     parser.add_argument("--vad", action="store_true", help='leave out windows without speech; needs "lascl[vad]"')
     parser.add_argument("--textgrid", type=Path, metavar="DIR", help="segments for Praat too, a file a recording")
     parser.add_argument("--srt", type=Path, metavar="DIR", help="as subtitles")
@@ -246,9 +243,9 @@ def predict_files(model, paths, output, embeddings, options, failures, notes):
 
 def predict_segments(model, paths, output, annotations, is_speech, options, failures, notes):
     """One row a segment, written when its whole recording is heard: one that is damaged at its end leaves none."""
-    with tqdm(total=total_s(paths), unit="s", disable=None) as progress:
+    with tqdm(total=total_s(paths), unit="s", unit_scale=True, disable=None) as progress:
         for path in paths:
-            before, heard = Counter(notes), []  # the lengths of the blocks
+            before, heard = Counter(notes), Counter()
             windows = stream(
                 model,
                 heard_blocks(path, model, heard, progress),
@@ -274,18 +271,18 @@ def predict_segments(model, paths, output, annotations, is_speech, options, fail
                     continue
                 for kind, file in annotations[path].items():
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(file, annotation(kind, told, sum(heard) / model.sampling_rate))
+                    write_text(file, annotation(kind, told, heard["samples"] / model.sampling_rate))
                 notes["silent"] += rows.tell() == 0
                 rows.seek(0)
                 while part := rows.read(2**20):
                     output.write(path, part)
 
 
-def heard_blocks(path: str, model: Recogniser, heard: list[int], progress: tqdm) -> Iterator[np.ndarray]:
-    """The blocks of a recording, read beside the computing; their lengths go to `heard`."""
+def heard_blocks(path: str, model: Recogniser, heard: Counter, progress: tqdm) -> Iterator[np.ndarray]:
+    """The blocks of a recording, read beside the computing and counted in `heard`."""
     for block in read_beside(read_blocks(path, sampling_rate=model.sampling_rate)):
-        heard.append(len(block))
-        progress.update(round(sum(heard) / model.sampling_rate) - round(sum(heard[:-1]) / model.sampling_rate))
+        heard["samples"] += len(block)
+        progress.update(len(block) / model.sampling_rate)
         yield block
 
 
@@ -304,8 +301,8 @@ def report(model: Recogniser, options: argparse.Namespace, failures: dict[str, s
     """Says what the rows do not, and at the end which files have none, and why."""
     if notes["long"]:
         say(
-            f"{notes['long']} files are longer than {model.heard_at_once_s:g} s: heard in {notes['windows']} windows of "
-            f"{model.window_s:g} s, whose probabilities are averaged. --window tells what is where."
+            f"{notes['long']} files are longer than {model.heard_at_once_s:g} s: heard in {notes['windows']} windows "
+            f"of {model.window_s:g} s, whose probabilities are averaged. --window tells what is where."
         )
     if notes["without label"]:
         say(f"{notes['without label']} of {notes['rows']} rows have no label: no probability is {options.abstain:g}.")

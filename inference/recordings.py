@@ -83,9 +83,8 @@ def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
                     f"{path}: is cut off: it holds less audio than its header says. Copy it again, or leave it out."
                 )
     except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"{path}: cannot be read as audio ({error.error_string.strip(' .')}). Convert it to WAV or FLAC."
-        ) from error
+        reason = error.error_string.strip(" .")
+        raise ValueError(f"{path}: cannot be read as audio ({reason}). Convert it to WAV or FLAC.") from error
 
 
 def _ffmpeg_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:

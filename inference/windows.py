@@ -56,8 +56,8 @@ def stream(
         is_speech: of the samples of a window, whether to answer it; others are left out.
 
     Raises:
-        ValueError: a window or hop out of range; samples that are no mono floats, NaN, infinite or far too large, or less
-            than a frame of the encoder; or as `read_blocks`.
+        ValueError: a window or hop out of range; samples that are no mono floats, NaN, infinite or far too large, or
+            less than a frame of the encoder; or as `read_blocks`.
         FileNotFoundError: no such file.
     """
     model = model if isinstance(model, Recogniser) else Recogniser.load(model)
