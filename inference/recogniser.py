@@ -159,13 +159,14 @@ class Recogniser:
 
     @torch.inference_mode()
     def _answer(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        inputs = self.feature_extractor(
-            list(audio),
-            sampling_rate=self.sampling_rate,
-            padding="max_length" if "input_features" in self.feature_extractor.model_input_names else "longest",
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # of samples far too large, the answer is NaN
+            inputs = self.feature_extractor(
+                list(audio),
+                sampling_rate=self.sampling_rate,
+                padding="max_length" if "input_features" in self.feature_extractor.model_input_names else "longest",
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
         with _knowing_that_nothing_is_cut():
             outputs = self.model(**inputs.to(self.model.device))
         embeds = outputs.audio_embeds.cpu()  # (B, D)

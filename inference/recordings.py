@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -66,7 +67,8 @@ def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iter
 
 def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
     try:
-        with soundfile.SoundFile(path) as file:
+        # As bytes, since a name may have some that are no UTF-8.
+        with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as file:
             resampler = None
             if file.samplerate != sampling_rate:
                 resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
