@@ -42,11 +42,7 @@ def read_audio(
             frames = -1 if max_duration_s is None else round(max_duration_s * rate)
             samples = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
             wanted = file.frames if frames < 0 else min(frames, file.frames)
-            # The length of an MP3 is an estimate. That of a WAV is corrected silently, and only noted; a program that
-            # wrote into a pipe left the largest number there, which is no damage.
-            corrected = _CORRECTED.search(file.extra_info)
-            cut_off = len(samples) < (0.95 if file.format == "MP3" else 1) * wanted
-            cut_off |= corrected is not None and 0 < int(corrected[1]) < 2_000_000_000
+            cut_off = is_cut_off(file, len(samples), wanted)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
     if cut_off:
@@ -58,6 +54,15 @@ def read_audio(
     if samples.size == 0:  # or less than one at the new rate
         raise ValueError(f"{path}: holds no audio samples. Remove it from the corpus.")
     return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def is_cut_off(file: soundfile.SoundFile, num_read: int, num_wanted: int) -> bool:
+    """Whether an open file gave fewer frames than its header promised, of which `num_wanted` were read for."""
+    # The length of an MP3 is an estimate. That of a WAV is corrected silently, and only noted; a program that wrote
+    # into a pipe left the largest number there, which is no damage.
+    corrected = _CORRECTED.search(file.extra_info)
+    is_short = num_read < (0.95 if file.format == "MP3" else 1) * num_wanted
+    return is_short or (corrected is not None and 0 < int(corrected[1]) < 2_000_000_000)
 
 
 def audio_duration_s(path: str | Path) -> float:

@@ -5,16 +5,21 @@ Letters: B utterances, K labels, D width of the joint space.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoConfig, AutoFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification
+from lascl.encoders_lascl import samples_of_one_frame
+from lascl.inference.channels_last import use_channels_last
 
 
 @dataclass
@@ -24,7 +29,7 @@ class Recogniser:
     Args:
         model: on the device that answers.
         feature_extractor: of the same checkpoint.
-        trained_labels: those that it was trained on, where `labels` replaced them; else `None`.
+        trained_labels: those that it was trained on, where it answers other words or another template; else `None`.
     """
 
     model: LaSCLForAudioClassification
@@ -46,31 +51,37 @@ class Recogniser:
         Args:
             name_or_path: folder or Hub name of a LaSCL checkpoint.
             revision: branch, tag or commit on the Hub: `fold-3`, for one.
-            labels: other label words than its own, see `LaSCLForAudioClassification.set_labels`.
+            labels: other label words than its own, see `LaSCLForAudioClassification.set_labels`; its own in another
+                order are no other words.
             label_template: what the text encoder reads for a label, for these words.
             device: by default a GPU if there is one.
 
         Raises:
-            ValueError: no LaSCL checkpoint; a template without labels; labels that cannot be set.
+            ValueError: no LaSCL checkpoint; a template without labels; labels that cannot be set; no such device.
             OSError: not found, or a text encoder for other labels that cannot be loaded.
         """
         if label_template is not None and labels is None:
             raise ValueError("A label template needs labels: give both.")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+            raise ValueError(f"The device {str(device)!r} cannot be used ({str(error).splitlines()[0]}).") from None
         where = {"revision": revision or "main"}
         config = AutoConfig.from_pretrained(name_or_path, **where)
         if not isinstance(config, LaSCLConfig):
             raise ValueError(f"{name_or_path} is of the type {config.model_type!r}, not a LaSCL checkpoint.")
         model = LaSCLForAudioClassification.from_pretrained(name_or_path, dtype=torch.float32, **where).eval()
         feature_extractor = AutoFeatureExtractor.from_pretrained(name_or_path, **where)
-        trained_labels = None
+        # A checkpoint may have been saved with other words.
+        trained, template = config.classifier_labels or config.labels, config.label_template
         if labels is not None:
-            before = (model.config.labels, model.config.label_template)
             model.set_labels(list(labels), label_template)
-            changed = (model.config.labels, model.config.label_template) != before
-            trained_labels = before[0] if changed else None
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), feature_extractor, trained_labels)
+        same = (set(model.config.labels), model.config.label_template) == (set(trained), template)
+        if torch.device(device).type == "cpu":
+            use_channels_last(model.lascl.audio_encoder)
+        return cls(model.to(device), feature_extractor, None if same else list(trained))
 
     @property
     def labels(self) -> list[str]:
@@ -87,23 +98,96 @@ class Recogniser:
         """The longest audio that it hears at once, in seconds: Whisper's window; infinite for the others."""
         return float(getattr(self.feature_extractor, "chunk_length", math.inf))
 
-    @torch.inference_mode()
+    @property
+    def min_duration_s(self) -> float:
+        """The shortest audio that it answers, in seconds: one frame of the encoder. Less would be mere padding."""
+        samples = samples_of_one_frame(self.model.lascl.audio_encoder)
+        return (self.feature_extractor.hop_length if samples is None else samples) / self.sampling_rate
+
+    @property
+    def heard_at_once_s(self) -> float:
+        """Audio that is longer, in seconds, is better heard in windows of `window_s`; see `answer_files`."""
+        return min(self.max_duration_s, 30.0)
+
+    @property
+    def window_s(self) -> float:
+        """What the paper trains on at most, 10 s; of Whisper all it hears."""
+        return self.max_duration_s if math.isfinite(self.max_duration_s) else 10.0
+
+    def too_short(self, duration_s: float) -> str:
+        """What to say of audio shorter than `min_duration_s`."""
+        return (
+            f"is too short, {1000 * duration_s:.3g} ms: this model needs {1000 * self.min_duration_s:.3g} ms, one "
+            "frame of its encoder."
+        )
+
     def __call__(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Answers a batch, padded to its longest. What else is in the batch changes nothing.
+        """Answers a batch, padded to its longest. What else is in the batch changes nothing, and the order of the
+        labels changes nothing but the order of the probabilities. A batch too large for the memory is halved.
 
         Args:
-            audio: B arrays (samples,), float32, at `sampling_rate`.
+            audio: B arrays (samples,), float32, at `sampling_rate`; at least one.
 
         Returns:
             (B, K) probabilities of `labels`, the softmax of the model's own head, and (B, D) audio embeddings of unit
             length; float32 both.
+
+        Raises:
+            ValueError: audio shorter than `min_duration_s`, or longer than `max_duration_s`, which the feature
+                extractor would cut in silence.
         """
-        inputs = self.feature_extractor(
-            list(audio),
-            sampling_rate=self.sampling_rate,
-            padding="max_length" if "input_features" in self.feature_extractor.model_input_names else "longest",
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        outputs = self.model(**inputs.to(self.model.device))
-        return outputs.logits.softmax(dim=-1).cpu().numpy(), outputs.audio_embeds.cpu().numpy()
+        for samples in audio:
+            duration_s = len(samples) / self.sampling_rate
+            if duration_s < self.min_duration_s:
+                raise ValueError(f"Audio {self.too_short(duration_s)}")
+            if duration_s > self.max_duration_s:
+                raise ValueError(
+                    f"This model hears {self.max_duration_s:g} s at once; found {duration_s:g} s. Give it in windows, "
+                    "as lascl.inference.stream does."
+                )
+        try:
+            return self._answer(audio)
+        except RuntimeError as error:
+            if len(audio) == 1 or not should_reduce_batch_size(error):
+                raise
+        half = len(audio) // 2
+        return tuple(np.concatenate(parts) for parts in zip(self(audio[:half]), self(audio[half:])))
+
+    @torch.inference_mode()
+    def _answer(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        with np.errstate(over="ignore", invalid="ignore"):  # of samples far too large, the answer is NaN
+            inputs = self.feature_extractor(
+                list(audio),
+                sampling_rate=self.sampling_rate,
+                padding="max_length" if "input_features" in self.feature_extractor.model_input_names else "longest",
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+        with _knowing_that_nothing_is_cut():
+            outputs = self.model(**inputs.to(self.model.device))
+        embeds = outputs.audio_embeds.cpu()  # (B, D)
+        if self.model.config.prediction_head == "label":
+            # Again, product by product: a matrix product sums in an order that depends on where a label stands.
+            label_embeds = self.model.get_label_embeddings().cpu().double()  # (K, D)
+            cosines = (embeds.double()[:, None] * label_embeds).sum(dim=-1)  # (B, K)
+            logits = cosines / self.model.config.contrastive_temperature
+        else:
+            logits = outputs.logits.cpu().double()
+        odds = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+        probabilities = odds / odds.sort(dim=-1).values.sum(dim=-1, keepdim=True)  # sorted: whatever the labels' order
+        return probabilities.float().numpy(), embeds.numpy()
+
+
+@contextlib.contextmanager
+def _knowing_that_nothing_is_cut() -> Iterator[None]:
+    """Without the encoder's warning that what fills Whisper's window may have been cut: longer audio was refused."""
+    logger = logging.getLogger("lascl.encoders_lascl")
+
+    def is_of_use(record: logging.LogRecord) -> bool:
+        return "fills the whole window" not in record.getMessage()
+
+    logger.addFilter(is_of_use)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_use)

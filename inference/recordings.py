@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -12,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from lascl.data.audio import SAMPLING_RATE
+from lascl.data.audio import SAMPLING_RATE, is_cut_off
 
 
 # Containers that libsndfile does not know; anything else that it cannot read is damaged or no audio.
@@ -26,7 +27,7 @@ BLOCK_S = 10.0
 
 
 def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iterator[np.ndarray]:
-    """Yields a recording as blocks (samples,) of mono float32, of some seconds each, never the whole of it.
+    """Yields a recording as blocks (samples,) of mono float32, of at most some seconds each, never the whole of it.
 
     Channels are averaged, other rates resampled with soxr (high quality). The end of a damaged file raises when it is
     reached: what was yielded before is sound.
@@ -37,14 +38,21 @@ def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iter
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, cut off, no samples, NaN or infinite samples, or ffmpeg is missing where it is
-            needed; the message names the file.
+        ValueError: a folder, no permission, not audio, cut off, no samples, NaN or infinite samples, or ffmpeg is
+            missing where it is needed; the message names the file.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, not an audio file.")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file.")
+    try:
+        with open(path, "rb") as file:
+            has_content = bool(file.read(1))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened ({error.strerror}).") from error
+    if not has_content:
+        raise ValueError(f"{path}: is an empty file, of 0 bytes.")
     blocks = _ffmpeg_blocks if path.suffix.lower() in FFMPEG_SUFFIXES else _soundfile_blocks
     is_empty = True
     for block in blocks(path, sampling_rate):
@@ -59,24 +67,26 @@ def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iter
 
 def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
     try:
-        with soundfile.SoundFile(path) as file:
+        # As bytes, since a name may have some that are no UTF-8.
+        with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as file:
             resampler = None
             if file.samplerate != sampling_rate:
                 resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
             num_read = 0
-            for block in file.blocks(round(BLOCK_S * file.samplerate), dtype="float32", always_2d=True):
+            # Not `file.blocks`, which fills up what a damaged file lacks with whatever it read before.
+            while len(block := file.read(round(BLOCK_S * file.samplerate), dtype="float32", always_2d=True)):
                 num_read += len(block)
                 mono = block.mean(axis=1)
                 yield resampler.resample_chunk(mono) if resampler else mono
             if resampler:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            # The length of an MP3 is an estimate.
-            if num_read < (0.95 if file.format == "MP3" else 1) * file.frames:
+            if is_cut_off(file, num_read, file.frames):
                 raise ValueError(
                     f"{path}: is cut off: it holds less audio than its header says. Copy it again, or leave it out."
                 )
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: cannot be read as audio ({error}). Convert it to WAV or FLAC.") from error
+        reason = error.error_string.strip(" .")
+        raise ValueError(f"{path}: cannot be read as audio ({reason}). Convert it to WAV or FLAC.") from error
 
 
 def _ffmpeg_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:

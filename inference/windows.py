@@ -50,13 +50,14 @@ def stream(
         model: a `Recogniser`, or what `Recogniser.load` takes.
         audio: a file; or mono float32 samples at the model's `sampling_rate`, as an array (samples,) or as an iterable
             of arrays, such as a microphone's blocks of any length.
-        window_s: length of a window in seconds, above 0, and at most what the model hears at once.
+        window_s: length of a window in seconds, at least one frame of the encoder and at most what it hears at once.
         hop_s: from the start of one window to the next, in seconds, above 0 and at most `window_s`.
         batch_size: W. Above 1 is faster, and windows come W at a time.
         is_speech: of the samples of a window, whether to answer it; others are left out.
 
     Raises:
-        ValueError: a window or hop out of range, samples that are no mono floats, NaN or infinite, or as `read_blocks`.
+        ValueError: a window or hop out of range; samples that are no mono floats, NaN, infinite or far too large, or
+            less than a frame of the encoder; or as `read_blocks`.
         FileNotFoundError: no such file.
     """
     model = model if isinstance(model, Recogniser) else Recogniser.load(model)
@@ -66,10 +67,12 @@ def stream(
     elif isinstance(audio, np.ndarray):
         audio = [audio]
     rate = model.sampling_rate
-    cut = _windows(map(_checked, audio), round(window_s * rate), round(hop_s * rate))
+    cut = cut_windows(map(_checked, audio), round(window_s * rate), round(hop_s * rate))
     wanted = ((start, samples) for start, samples in cut if is_speech is None or is_speech(samples))
     while batch := list(itertools.islice(wanted, batch_size)):
         probabilities, _ = model([samples for _, samples in batch])  # (W, K)
+        if not np.isfinite(probabilities).all():
+            raise ValueError("Audio gives no finite probabilities: its samples are far too large.")
         for (start, samples), row in zip(batch, probabilities):
             label = model.labels[int(row.argmax())]
             yield Window(start / rate, (start + len(samples)) / rate, label, row)
@@ -77,9 +80,12 @@ def stream(
 
 def check_window(model: Recogniser, window_s: float, hop_s: float):
     """Raises ValueError unless a model can hear such windows, and they leave nothing out."""
-    if not 0 < window_s <= model.max_duration_s:
-        limit = "" if model.max_duration_s == float("inf") else f", and at most the {model.max_duration_s:g} s it hears"
-        raise ValueError(f"The window must be above 0 s{limit}; found {window_s:g} s.")
+    if not model.min_duration_s <= window_s <= model.max_duration_s:
+        limit = "" if model.max_duration_s == float("inf") else f" and at most the {model.max_duration_s:g} s it hears"
+        raise ValueError(
+            f"The window must be at least one frame of the encoder, {model.min_duration_s:g} s,{limit}; found "
+            f"{window_s:g} s."
+        )
     if not 0 < hop_s <= window_s:
         raise ValueError(
             f"The hop must be above 0 s and at most the window, {window_s:g} s, or audio would be left out; found "
@@ -98,7 +104,7 @@ def _checked(block: np.ndarray) -> np.ndarray:
     return block.astype(np.float32, copy=False)
 
 
-def _windows(blocks: Iterable[np.ndarray], size: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:
+def cut_windows(blocks: Iterable[np.ndarray], size: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:
     """First sample and samples of each window. Of what was heard, no more than a window and a block are kept."""
     heard, begins = np.zeros(0, np.float32), 0  # the first sample of `heard`
     start = 0  # of the next window

@@ -11,7 +11,7 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from transformers import WavLMConfig
+from transformers import WavLMConfig, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data import SpeechDataset
@@ -136,6 +136,38 @@ def test_labels_that_depend_on_the_batch_are_refused(load, monkeypatch):
 
     monkeypatch.setattr(module, "classify", wrong)
     with pytest.raises(SystemExit, match="batches of 8, sorted by length, float32 answers 9 of 10 clips"):
+        module.main([])
+
+
+@pytest.mark.parametrize("encoder", ["random", "whisper"])
+def test_predict(load, tmp_path, audio_encoders, text_encoder, encoder):
+    load("inference", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, 0.2))
+    module = load("predict", ROUNDS=1, PIPELINE_BATCH_SIZES=(1, 4))
+    if encoder == "random":
+        module.main([])
+    else:
+        model = LaSCLForAudioClassification.from_encoders(audio_encoders[encoder], text_encoder, conftest.LABELS)
+        model.save_pretrained(tmp_path / "checkpoint")
+        extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2, return_attention_mask=True)
+        extractor.save_pretrained(tmp_path / "checkpoint")
+        module.main(["--model", str(tmp_path / "checkpoint")])
+    found = checked_table(tmp_path, "predict", 3)
+    assert "/" not in found["audio_encoder"]
+    assert [row["same labels"] for row in found["rows"]] == ["10 of 10"] * 3
+    assert all(float(row["files/s"]) > 0 for row in found["rows"])
+
+
+def test_probabilities_other_than_the_pipeline_s_are_refused(load, monkeypatch):
+    load("inference", ON_CPU=WAVLM, NUM_CLIPS=4, DURATIONS_S=(0.05, 0.1))
+    module = load("predict", ROUNDS=1, PIPELINE_BATCH_SIZES=(1,))
+
+    def wrong(model, paths, answer_files=module.answer_files):
+        for answer in answer_files(model, paths):
+            answer.probabilities = answer.probabilities + np.float32(2e-4)
+            yield answer
+
+    monkeypatch.setattr(module, "answer_files", wrong)
+    with pytest.raises(SystemExit, match="lascl-predict gives 4 of 4 labels .* and probabilities to 0.0002"):
         module.main([])
 
 
