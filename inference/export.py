@@ -182,11 +182,15 @@ def _strip(model):
 
 
 def _generated_speech(recogniser: Recogniser) -> list[np.ndarray]:
-    """Sounds like syllables, of very different lengths; the first is shorter than a frame."""
+    """Sounds like syllables, of very different lengths; the first is one frame of the encoder."""
     rng, rate = np.random.default_rng(0), recogniser.sampling_rate
+    shortest, longest_s = (
+        math.ceil(recogniser.min_duration_s * rate),
+        min(recogniser.max_duration_s, CHECKED_DURATION_S),
+    )
     utterances = []
-    for share in (0.001, 0.04, 0.13, 0.31, 0.57, 0.98):
-        t = np.arange(max(1, round(share * min(recogniser.max_duration_s, CHECKED_DURATION_S) * rate))) / rate
+    for share in (0, 0.04, 0.13, 0.31, 0.57, 0.98):
+        t = np.arange(max(shortest, round(share * longest_s * rate))) / rate
         pitch_hz = rng.uniform(90, 250) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.3, 1) * t))
         phase = 2 * np.pi * np.cumsum(pitch_hz) / rate
         voice = sum(np.sin(k * phase) / k for k in range(1, 8)) * np.sin(2 * np.pi * rng.uniform(1, 3) * t) ** 2
@@ -253,7 +257,7 @@ def export(
         folder: where to; absent, empty or an earlier export.
         revision, labels, label_template: as for `Recogniser.load`; only with a folder or name.
         check: audio files to check with, the first 10 s of each (or Whisper's window); by default generated sounds of
-            10 ms to 10 s.
+            one frame to 10 s.
 
     Returns:
         What `lascl_onnx.json` says.
