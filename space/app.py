@@ -2,7 +2,7 @@
 
     python space/app.py --model PATH_OR_HUB_NAME [--revision REVISION] [--host HOST] [--port PORT]
 
-In a Space the model is that of the variables LASCL_MODEL and LASCL_REVISION, else that of `space.json` beside this file.
+In a Space the model is that of the variables LASCL_MODEL and LASCL_REVISION, else of `space.json` beside this file.
 Nothing of a visitor is kept: a recording lies in a folder of this process until its visitor removes it or leaves.
 
 Letters: K labels, S segments, C columns of the drawn waveform.
@@ -11,12 +11,14 @@ Letters: K labels, S segments, C columns of the drawn waveform.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import html
 import itertools
 import json
 import os
 import re
+import secrets
 import signal
 import sys
 import tempfile
@@ -39,6 +41,7 @@ from lascl.space import timeline
 
 try:
     import gradio as gr
+    import gradio.route_utils
 except ModuleNotFoundError:
     raise ModuleNotFoundError('The demo needs Gradio: pip install "lascl[space]".') from None
 
@@ -53,6 +56,7 @@ MAX_WINDOWS = 400  # of a long recording the hop grows, so that its visitor does
 BATCH_SIZE = 8
 CONCURRENT = 2  # visitors who are answered at once; the others wait
 MAX_WAITING = 32
+WAITING = '<p class="hint">The answer appears here.</p>'
 KEPT_S = 1800  # after this a recording is deleted whatever its visitor does
 
 
@@ -233,33 +237,20 @@ def with_words(
 # --------------------------------------------------------------------------------------------------------- recordings
 
 
-class Recordings:
-    """Which visitor has which recording on the page, so that each is deleted as soon as nobody has it."""
+class OwnUpload(gradio.route_utils.GradioUploadFile):
+    """Gradio keeps an upload under a hash of its content, so that visitors who bring the same share one file: the one
+    who leaves first would delete it under the other. Here every upload has a place of its own."""
 
-    def __init__(self):
-        self.of_visitor, self.lock = {}, threading.Lock()
-
-    def has(self, visitor: str) -> bool:
-        return visitor in self.of_visitor
-
-    def put(self, visitor: str, recording: str | None):
-        """Notes a visitor's recording, `None` for none any more, and deletes the one before."""
-        with self.lock:
-            before = self.of_visitor.pop(visitor, None)
-            if recording is not None:
-                self.of_visitor[visitor] = recording
-            # Gradio names a file by its content: two visitors who bring the same have one file.
-            if before is not None and before not in self.of_visitor.values():
-                delete(Path(before))
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sha.update(secrets.token_bytes(16))
 
 
 def delete(recording: Path):
-    """Deletes an uploaded file and its folder, whose name is a hash of the content."""
+    """Deletes an uploaded file and its folder."""
     recording.unlink(missing_ok=True)
-    try:
+    with contextlib.suppress(OSError):  # gone already
         recording.parent.rmdir()
-    except OSError:  # gone already, or the same content under another name
-        pass
 
 
 def sweep(folder: Path, older_than_s: float):
@@ -292,35 +283,48 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
         name: of the model, as visitors read it.
         about: Markdown: what the model is and what its limits are, see `about_model`.
     """
-    text_encoder, recordings = load_words(recogniser), Recordings()
+    text_encoder = load_words(recogniser)
+    recordings = {}  # visitor -> recording on the page
 
-    def respond(recording, words, template, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+    def listen(recording, words, template, progress=lambda share: None) -> Answer:
         try:
-            found = answer(
-                recogniser,
-                recording,
-                words or "",
-                template or "",
-                text_encoder=text_encoder,
-                progress=lambda share: progress(share, desc="Listening"),
+            return answer(
+                recogniser, recording, words or "", template or "", text_encoder=text_encoder, progress=progress
             )
-        except Refusal as refusal:
-            raise gr.Error(str(refusal), title="No answer", duration=None, print_exception=False) from None
+        except Refusal:
+            raise
         except Exception as error:
-            # The message may name the visitor's file.
+            # Without the message, which may name the visitor's file.
             print(f"No answer: {type(error).__name__}", *traceback.format_tb(error.__traceback__), file=sys.stderr)
-            message = "That went wrong on this side: try again, or tell whoever runs this page."
-            raise gr.Error(message, title="No answer", duration=None, print_exception=False) from None
+            raise Refusal("That went wrong on this side: try again, or tell whoever runs this page.") from None
+
+    def for_page(recording, words, template, progress=gr.Progress()):  # noqa: B008
+        try:
+            found = listen(recording, words, template, lambda share: progress(share, desc="Listening"))
+        except Refusal as refusal:
+            # A screen reader says an alert at once.
+            said = f'<p class="refused" role="alert">{html.escape(str(refusal))}</p>'
+            return gr.Column(visible=False), None, said, "", ""
+        return gr.Column(visible=True), *shown(found)
+
+    def for_program(recording, words, template):
+        try:
+            return as_json(listen(recording, words, template))
+        except Refusal as refusal:
+            raise gr.Error(str(refusal), print_exception=False) from None
         finally:
-            if recording is not None and not recordings.has(request.session_hash):  # a program, not a page
+            if recording is not None:
                 delete(Path(recording))
-        return shown(found)
 
     def keep(recording, request: gr.Request):
-        recordings.put(request.session_hash, recording)
+        before = recordings.pop(request.session_hash, None)
+        if recording is not None:
+            recordings[request.session_hash] = recording
+        if before not in (None, recording):
+            delete(Path(before))
 
     def leave(request: gr.Request):
-        recordings.put(request.session_hash, None)
+        keep(None, request)
 
     with gr.Blocks(title="LaSCL: emotion in speech", analytics_enabled=False) as page:
         gr.Markdown(introduction(recogniser, name), elem_classes="lead")
@@ -342,29 +346,39 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
                     )
                     template = gr.Textbox(
                         label="Template (optional)",
-                        info="What is read for a word; {label} is the word.",
+                        info="The phrase that the text encoder reads; {label} stands for the word.",
                         placeholder="a {label} voice",
                         max_length=MAX_TEMPLATE_LENGTH,
                     )
                 button = gr.Button("Recognise", variant="primary")
             with gr.Column():
-                label = gr.Label(label="Probabilities")
-                said = gr.HTML(elem_classes="said")
+                # An empty one has a label where ARIA allows none.
+                with gr.Column(visible=False) as result:
+                    label = gr.Label(label="Probabilities")
+                said = gr.HTML(WAITING, elem_classes="said")
         figure = gr.HTML()
         table = gr.HTML()
         gr.Markdown(about, elem_classes="about")
 
-        results = [label, said, figure, table]
+        results, at_once = [result, label, said, figure, table], {"queue": False, "show_progress": "hidden"}
         gr.on(
             [button.click, words.submit, template.submit],
-            respond,
+            for_page,
             [audio, words, template],
             results,
+            concurrency_limit=CONCURRENT,
+            api_visibility="private",
+        )
+        audio.change(keep, audio, None, **at_once, api_visibility="private")
+        nothing = (None, WAITING, "", "")
+        audio.clear(lambda: (gr.Column(visible=False), *nothing), None, results, **at_once, api_visibility="private")
+        gr.Button(visible=False).click(
+            for_program,
+            [audio, words, template],
+            gr.JSON(visible=False, label="Answer"),
             api_name="recognise",
             concurrency_limit=CONCURRENT,
         )
-        audio.change(keep, audio, None, queue=False, show_progress="hidden", api_visibility="private")
-        audio.clear(lambda: (None, "", "", ""), None, results, queue=False, api_visibility="private")
         page.unload(leave)
     return page
 
@@ -389,6 +403,23 @@ def shown(found: Answer) -> tuple[dict[str, float], str, str, str]:
     figure = timeline.figure(found.segments, found.labels, found.heights, found.duration_s)
     # A status: a screen reader says that the answer has come.
     return probabilities, f'<div role="status">{said}</div>', figure, timeline.table(found.segments, found.labels)
+
+
+def as_json(found: Answer) -> dict:
+    """An answer for programs."""
+    return {
+        "probabilities": {label: float(share) for label, share in zip(found.labels, found.probabilities)},
+        "untrained": found.untrained,
+        "segments": [
+            {
+                "start_s": segment.start_s,
+                "end_s": segment.end_s,
+                "label": segment.label,
+                "probability": float(segment.probabilities.max()),
+            }
+            for segment in found.segments
+        ],
+    }
 
 
 def introduction(recogniser: Recogniser, name: str) -> str:
@@ -497,6 +528,7 @@ def main(argv: list[str] | None = None):
         parser.exit(2, f"app.py: {(str(error).strip() or type(error).__name__).splitlines()[0]}\n")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is deleted at the end is deleted then too
     with tempfile.TemporaryDirectory(prefix="lascl-space-") as folder:
+        gradio.route_utils.GradioUploadFile = OwnUpload
         os.environ["GRADIO_TEMP_DIR"] = folder  # before the page is built: its parts note it
         threading.Thread(target=sweep_forever, args=[Path(folder)], daemon=True).start()
         page = build(recogniser, visible_name(name, revision), about_model(name, revision))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,7 +25,7 @@ MAX_TICKS = 6
 def peaks(samples: np.ndarray, num_columns: int = NUM_COLUMNS) -> np.ndarray:
     """(samples,) -> (C,): the highest absolute value in each of C equal stretches, the loudest 1; silence is 0."""
     bounds = np.linspace(0, len(samples), num_columns + 1).astype(int)
-    heights = np.array([np.abs(samples[start:end]).max(initial=0) for start, end in zip(bounds, bounds[1:])])
+    heights = np.array([np.abs(samples[start:end]).max(initial=0) for start, end in pairwise(bounds)])
     return heights / (heights.max() or 1)
 
 
@@ -75,7 +76,7 @@ def table(segments: Sequence[Window], labels: Sequence[str]) -> str:
     # A long table scrolls within itself, by keys too.
     return (
         '<div class="segments" role="region" aria-label="Table of segments" tabindex="0"><table>'
-        "<caption>Segments</caption>"
+        f"<caption>Segments ({len(segments)})</caption>"
         '<thead><tr><th scope="col">Start</th><th scope="col">End</th><th scope="col">Label</th>'
         f'<th scope="col">Probability</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
