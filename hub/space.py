@@ -16,7 +16,10 @@ PACKAGE = Path(__file__).resolve().parent.parent
 APP = "lascl.space.app"
 SDK, SDK_VERSION = "gradio", "6.31.0"  # that the app was tested with
 # Distributions of what the sources import, in versions that work together: those of whoever publishes.
-REQUIREMENTS = ("torch", "transformers", "datasets", "huggingface-hub", "numpy", "soundfile", "soxr", "scikit-learn")
+REQUIREMENTS = (
+    *("torch", "transformers", "datasets", "huggingface-hub"),
+    *("numpy", "soundfile", "soxr", "scikit-learn", "tqdm"),
+)
 README = """---
 {front_matter}---
 
@@ -56,7 +59,8 @@ def stage_space(folder: str | Path, space: str, model_id: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     (folder / "lascl" / "space" / "app.py").replace(folder / "app.py")
-    shutil.copyfile(PACKAGE / "space" / "style.css", folder / "lascl" / "space" / "style.css")
+    for name in ("style.css", "page.js"):
+        shutil.copyfile(PACKAGE / "space" / name, folder / "lascl" / "space" / name)
     (folder / "space.json").write_text(json.dumps({"model": model_id}) + "\n", encoding="utf-8")
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
     title = f"{model_id.rpartition('/')[2]}: emotion in speech"

@@ -145,7 +145,7 @@ def read_recording(path: Path, sampling_rate: int) -> np.ndarray:
     try:
         size_mb = path.stat().st_size / 1e6
         if size_mb > MAX_MB:
-            raise Refusal(f"Your recording has {size_mb:.0f} MB; at most {MAX_MB} MB are taken: give a part of it.")
+            raise Refusal(f"Your recording has {size_mb:.1f} MB; at most {MAX_MB} MB are taken: give a part of it.")
         blocks, num_samples = [], 0
         for block in read_blocks(path, sampling_rate=sampling_rate):
             blocks.append(block)
@@ -337,6 +337,8 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
                     f"{KEPT_S // 60} minutes at the latest.",
                     elem_classes="hint",
                 )
+                # `page.js` writes here.
+                gr.HTML(f'<p class="refused" role="alert" id="too-large" data-max-mb="{MAX_MB}"></p>')
                 with gr.Group(visible=text_encoder is not None):
                     words = gr.Textbox(
                         label="Your own words (optional)",
@@ -495,10 +497,12 @@ def launch(page: gr.Blocks, **where):
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
     )
+    style, script = (
+        Path(timeline.__file__).with_name(name).read_text(encoding="utf-8") for name in ("style.css", "page.js")
+    )
     return page.queue(max_size=MAX_WAITING).launch(
         theme=theme,
-        # Not as `css`: what Gradio does to that loses container queries.
-        head=f"<style>{Path(timeline.__file__).with_name('style.css').read_text(encoding='utf-8')}</style>",
+        head=f"<style>{style}</style><script>{script}</script>",  # what Gradio does to `css` loses container queries
         max_file_size=MAX_MB * 1_000_000,
         footer_links=["api"],
         run_history=False,
