@@ -56,7 +56,6 @@ MAX_WINDOWS = 400  # of a long recording the hop grows, so that its visitor does
 BATCH_SIZE = 8
 CONCURRENT = 2  # visitors who are answered at once; the others wait
 MAX_WAITING = 32
-WAITING = '<p class="hint">The answer appears here.</p>'
 KEPT_S = 1800  # after this a recording is deleted whatever its visitor does
 
 
@@ -353,11 +352,12 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
                         max_length=MAX_TEMPLATE_LENGTH,
                     )
                 button = gr.Button("Recognise", variant="primary")
+                said = gr.HTML(elem_classes="said")
             with gr.Column():
+                gr.HTML('<p class="hint">The answer appears here.</p>', elem_classes="waiting")
                 # An empty one has a label where ARIA allows none.
                 with gr.Column(visible=False) as result:
                     label = gr.Label(label="Probabilities")
-                said = gr.HTML(WAITING, elem_classes="said")
         figure = gr.HTML()
         table = gr.HTML()
         gr.Markdown(about, elem_classes="about")
@@ -372,7 +372,7 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
             api_visibility="private",
         )
         audio.change(keep, audio, None, **at_once, api_visibility="private")
-        nothing = (None, WAITING, "", "")
+        nothing = (None, "", "", "")
         audio.clear(lambda: (gr.Column(visible=False), *nothing), None, results, **at_once, api_visibility="private")
         gr.Button(visible=False).click(
             for_program,

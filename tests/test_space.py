@@ -518,14 +518,20 @@ def browser():
 
 
 GRAVE = ("serious", "critical")
+# No colour is halfway to another, and nothing is waited for.
+SETTLED = """() =>
+  document.getAnimations().every(a => a.playState !== "running" || a.effect.getComputedTiming().iterations === Infinity)
+  && [...document.querySelectorAll("[data-testid=status-tracker]")].every(e => e.classList.contains("hide"))"""
 
 
 def violations(page) -> list[str]:
     """What axe finds grave; nothing is left out."""
     from axe_playwright_python.sync_playwright import Axe
 
+    page.wait_for_function(SETTLED)
     found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {node['html']}" for one in found for node in one["nodes"] if one["impact"] in GRAVE]
+    grave = [(one["id"], node) for one in found for node in one["nodes"] if one["impact"] in GRAVE]
+    return [f"{rule}: {node['html']} {node['failureSummary']}" for rule, node in grave]
 
 
 def test_a_visitor_from_upload_to_leaving(server, browser, checkpoints, clips):
