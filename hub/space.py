@@ -17,7 +17,7 @@ APP = "lascl.space.app"
 SDK, SDK_VERSION = "gradio", "6.31.0"  # that the app was tested with
 # Distributions of what the sources import, in versions that work together: those of whoever publishes.
 REQUIREMENTS = (
-    *("torch", "transformers", "datasets", "huggingface-hub"),
+    *("torch", "transformers", "accelerate", "datasets", "huggingface-hub"),
     *("numpy", "soundfile", "soxr", "scikit-learn", "tqdm"),
 )
 README = """---

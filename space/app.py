@@ -117,11 +117,16 @@ def answer(
     recogniser, untrained = with_words(recogniser, words, template, text_encoder)
     samples = read_recording(Path(recording), recogniser.sampling_rate)
     duration_s = len(samples) / recogniser.sampling_rate
+    if duration_s < (shortest_s := max(MIN_DURATION_S, recogniser.min_duration_s)):
+        raise Refusal(f"Your recording is too short; it must last at least {shortest_s:g} seconds.")
     window_s, hop_s = windowing(duration_s, recogniser.max_duration_s)
     windows = []
-    for window in stream(recogniser, samples, window_s=window_s, hop_s=hop_s, batch_size=BATCH_SIZE):
-        windows.append(window)
-        progress(window.end_s / duration_s)
+    try:
+        for window in stream(recogniser, samples, window_s=window_s, hop_s=hop_s, batch_size=BATCH_SIZE):
+            windows.append(window)
+            progress(window.end_s / duration_s)
+    except ValueError as error:  # samples that no model can make sense of
+        raise Refusal(f"Your recording cannot be heard. {error}") from None
     merged = list(segments(windows, recogniser.labels))
     return Answer(
         labels=recogniser.labels,
@@ -139,7 +144,7 @@ def read_recording(path: Path, sampling_rate: int) -> np.ndarray:
     """(samples,) of a visitor's file, mono float32; never more in memory than is taken.
 
     Raises:
-        Refusal: missing, too large, too long, too short, or no audio.
+        Refusal: missing, too large, too long, or no audio.
     """
     try:
         size_mb = path.stat().st_size / 1e6
@@ -158,8 +163,6 @@ def read_recording(path: Path, sampling_rate: int) -> np.ndarray:
         raise
     except ValueError as error:
         raise Refusal(without_path(str(error), path)) from None
-    if num_samples < MIN_DURATION_S * sampling_rate:
-        raise Refusal(f"Your recording is too short; it must last at least {MIN_DURATION_S:g} seconds.")
     return np.concatenate(blocks)
 
 
@@ -211,8 +214,9 @@ def with_words(
     config = recogniser.model.config
     labels = list(dict.fromkeys(word for word in (" ".join(part.split()) for part in words.split(",")) if word))
     template = template.strip()
+    trained = recogniser.trained_labels or config.labels  # a checkpoint may have been saved with other words
     if not labels and not template:
-        return recogniser, []
+        return recogniser, [label for label in config.labels if label not in trained]
     if text_encoder is None:
         raise Refusal("This model answers its own labels only: leave the words empty.")
     labels = labels or config.labels
@@ -225,12 +229,12 @@ def with_words(
             f"The template must hold {{label}}, as in 'a {{label}} voice', and at most {MAX_TEMPLATE_LENGTH} letters."
         )
     is_trained_template = template in ("", config.label_template)
-    untrained = [label for label in labels if label not in config.labels or not is_trained_template]
+    untrained = [label for label in labels if label not in trained or not is_trained_template]
     tensors = itertools.chain(recogniser.model.parameters(), recogniser.model.buffers())
     model = copy.deepcopy(recogniser.model, {id(tensor): tensor for tensor in tensors})
     with _embedding:
         model.lascl._set_labels(labels, template or None, *text_encoder)
-    return Recogniser(model, recogniser.feature_extractor, config.labels if untrained else None), untrained
+    return Recogniser(model, recogniser.feature_extractor, list(trained) if untrained else None), untrained
 
 
 # --------------------------------------------------------------------------------------------------------- recordings

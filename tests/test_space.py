@@ -134,6 +134,17 @@ def test_answers_are_the_models_own_and_own_words_are_those_of_set_labels(family
     assert all(torch.equal(before[name], tensor) for name, tensor in asked.model.state_dict().items())
 
 
+def test_a_checkpoint_saved_with_other_words_says_that_they_were_not_trained(checkpoints, clips, tmp_path):
+    model = LaSCLForAudioClassification.from_pretrained(checkpoints / "whisper")
+    model.set_labels(["sad", "furious"])
+    model.save_pretrained(tmp_path)
+    AutoFeatureExtractor.from_pretrained(checkpoints / "whisper").save_pretrained(tmp_path)
+    asked = Recogniser.load(tmp_path, device="cpu")
+    assert app.answer(asked, clips.short).untrained == ["furious"]
+    words = app.answer(asked, clips.short, "angry, furious, weary", text_encoder=app.load_words(asked))
+    assert words.untrained == ["furious", "weary"]
+
+
 def test_other_words_copy_no_weights(recogniser, text):
     other, _ = app.with_words(recogniser, "joyful, weary", "", text)
     shared = {parameter.data_ptr() for parameter in recogniser.model.parameters()}
@@ -161,7 +172,7 @@ def test_the_words_of_one_visitor_never_reach_another(recogniser, text, checkpoi
 class ByLoudness(Recogniser):
     """Instead of a model: certain, and right about what is quiet and what is loud."""
 
-    labels, sampling_rate, max_duration_s = ["quiet", "loud"], RATE, 2.0
+    labels, sampling_rate, min_duration_s, max_duration_s = ["quiet", "loud"], RATE, 0.025, 2.0
 
     def __init__(self):
         self.model = SimpleNamespace(config=SimpleNamespace(labels=self.labels, label_template="{label}"))
@@ -212,6 +223,8 @@ def odd_file(kind: str, folder: Path) -> Path:
         path.write_text("no audio at all\n" * 100)
     elif kind == "nan":
         soundfile.write(path, np.full(RATE, np.nan), RATE, subtype="FLOAT")
+    elif kind == "huge":
+        soundfile.write(path, 1e38 * recording(1, 1.0), RATE, subtype="FLOAT")
     elif kind == "cut off":
         soundfile.write(path.with_suffix(".flac"), recording(1, 3.0), RATE)
         content = path.with_suffix(".flac").read_bytes()
@@ -229,10 +242,11 @@ def odd_file(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("empty", "Your recording cannot be read as audio"),
+        ("empty", "Your recording is an empty file, of 0 bytes."),
         ("text", "Your recording cannot be read as audio"),
         ("nan", "Your recording holds NaN or infinite samples"),
         ("cut off", "Your recording "),
+        ("huge", "Your recording cannot be heard. Audio gives no finite probabilities"),
         ("too short", "Your recording is too short; it must last at least 0.1 seconds."),
         ("no samples", "Your recording holds no audio samples."),
         ("video", "Your recording: "),
