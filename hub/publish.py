@@ -1,5 +1,7 @@
 """Publishing a run: `lascl-publish RUN --hub_model_id org/name`, and `train.py --push_to_hub --hub_model_id org/name`.
 
+With `--space org/demo` a Space follows, where `main` is tried in the browser.
+
 Each fold is a complete model repository on a branch `fold-K`, and `main` holds the same as one of them. It is put
 together in `RUN/.hub/fold-K`: the checkpoint with its card, `predictions.csv` and `metrics.json`.
 
@@ -22,7 +24,15 @@ from pathlib import Path
 
 import httpx2
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token, set_client_factory
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    SpaceInfo,
+    get_token,
+    set_client_factory,
+)
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
@@ -31,6 +41,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from transformers import AutoModel, AutoTokenizer
 
 from lascl.hub.card import fold_card, public_config
+from lascl.hub.space import SDK, stage_space
 from lascl.training.recipe import HUB_MAIN, check_repo_id
 from lascl.training.run_directory import write_text
 
@@ -65,6 +76,7 @@ def main(argv: list[str] | None = None):
     )
     parser.add_argument("--hub_main", choices=HUB_MAIN, help="what main holds")
     parser.add_argument("--publish_text_encoder", action="store_true", help="with the weights of the text encoder")
+    parser.add_argument("--space", metavar="ORG/NAME", help="a Space to try main in the browser, published last")
     args = parser.parse_args(argv)
     try:
         folds = None if args.folds == "all" else sorted({int(number) for number in args.folds.split(",")})
@@ -80,6 +92,7 @@ def main(argv: list[str] | None = None):
             private=args.hub_private_repo,
             hub_main=args.hub_main,
             publish_text_encoder=args.publish_text_encoder,
+            space=args.space,
         )
     except PublishingError as error:
         print(f"lascl-publish: {error} Give the same command again: what is there is kept.", file=sys.stderr)
@@ -97,8 +110,10 @@ def publish(
     private: bool | None = None,
     hub_main: str | None = None,
     publish_text_encoder: bool = False,
+    space: str | None = None,
 ) -> list[str]:
-    """Publishes finished folds, each in one commit to its branch `fold-K`, then `main`, if the run is finished.
+    """Publishes finished folds, each in one commit to its branch `fold-K`, then `main`, if the run is finished, then
+    the Space, if one is wanted and there is a `main` for it.
 
     The first branch that fails ends it: the others would fail likewise. Sets the time-out of huggingface_hub's client
     for this process.
@@ -107,12 +122,14 @@ def publish(
         run_dir: a run directory.
         repo_id: `org/name`; made if it does not exist.
         folds: numbers of finished folds; by default all of them.
-        private: of a repository that is made now.
+        private: of a repository or Space that is made now.
         hub_main: `first_fold`, `best_validation` or `full_data`: what `main` holds, see `fold_for_main`.
         publish_text_encoder: with `text_encoder/`, so that new labels need nothing from elsewhere.
+        space: `org/name` of a Space for `main`; made if it does not exist.
 
     Returns:
-        The branches that got a commit; those that held the same content already are left out.
+        The branches that got a commit, and the Space's name if it did; those that held the same content already are
+        left out.
 
     Raises:
         ValueError: no finished fold, one that is not finished, a wrong `hub_main` or a name that the Hub cannot have.
@@ -120,6 +137,8 @@ def publish(
     """
     run_dir = Path(run_dir)
     check_repo_id(repo_id)
+    if space is not None:
+        check_repo_id(space, "space")
     finished = finished_folds(run_dir)
     if not finished:
         raise ValueError(f"{run_dir} has no finished fold: give the output_dir of train.py.")
@@ -140,7 +159,15 @@ def publish(
             missing = list(sources)[list(sources).index(branch) :]
             raise PublishingError(f"{', '.join(missing)} of {repo_id} not published: {error}") from None
     if "main" not in sources:
-        print(f"main of {repo_id} waits for the end of the run.", flush=True)
+        print(f"main of {repo_id} waits for the end of the run{', and so does the Space' * bool(space)}.", flush=True)
+    elif space is not None:
+        try:
+            if publish_space(api, run_dir, space, repo_id, private):
+                new.append(space)
+        except PublishingError as error:
+            raise PublishingError(f"the Space {space} not published: {error}") from None
+        if private:
+            print(f"{repo_id} is private: give the Space a secret HF_TOKEN that may read it.", flush=True)
     return new
 
 
@@ -296,10 +323,28 @@ def publish_branch(
     except (OSError, ValueError) as error:
         raise PublishingError(f"it cannot be put together ({_one_line(error)}).") from None
     message = "Trained on everything" if number is None else f"Fold {number}"
+    return _upload_patiently(api, repo_id, branch, folder, private, message=message)
+
+
+def publish_space(api: HfApi, run_dir: Path, space: str, model_id: str, private: bool | None = None) -> bool:
+    """Stages the Space of a published model and brings it to its content in one commit, as `publish_branch` does.
+
+    Raises:
+        PublishingError: the Hub refused or went on failing, or the Space cannot be staged.
+    """
+    try:
+        folder = stage_space(run_dir / ".hub" / "space", space, model_id)
+    except (OSError, ValueError) as error:
+        raise PublishingError(f"it cannot be put together ({_one_line(error)}).") from None
+    message = f"A demo of {model_id}"
+    return _upload_patiently(api, space, "main", folder, private, message=message, repo_type="space")
+
+
+def _upload_patiently(api: HfApi, repo_id: str, branch: str, folder: Path, private: bool | None, **options) -> bool:
     give_up_at, wait_s = None, FIRST_WAIT_S
     while True:
         try:
-            return _upload(api, repo_id, branch, folder, private, message=message)
+            return _upload(api, repo_id, branch, folder, private, **options)
         except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
             if not _may_pass(error):
                 raise PublishingError(_reason(error)) from None
@@ -312,37 +357,47 @@ def publish_branch(
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-def _upload(api: HfApi, repo_id: str, branch: str, folder: Path, private: bool | None, message: str) -> bool:
+def _upload(
+    api: HfApi,
+    repo_id: str,
+    branch: str,
+    folder: Path,
+    private: bool | None,
+    message: str,
+    repo_type: str = "model",
+) -> bool:
     try:
-        head = _head(api, repo_id, branch)
+        head = _head(api, repo_id, branch, repo_type)
     except RepositoryNotFoundError:
-        api.create_repo(repo_id, private=private)
+        api.create_repo(repo_id, private=private, repo_type=repo_type, space_sdk=SDK if repo_type == "space" else None)
         head = None
     except RevisionNotFoundError:
         head = None
     if head is None:
         if branch != "main":  # every repository has that
             api.create_branch(repo_id, branch=branch)
-        head = _head(api, repo_id, branch)
+        head = _head(api, repo_id, branch, repo_type)
     changes = _changes(head, folder)
     if not changes:
         print(f"{branch} of {repo_id}: is there already.", flush=True)
         return False
     print(f"{branch} of {repo_id}: publishing ...", flush=True)
     # With the parent, a branch that somebody else moves meanwhile is looked at again instead of overwritten unseen.
-    commit = api.create_commit(repo_id, changes, commit_message=message, revision=branch, parent_commit=head.sha)
-    if _changes(_head(api, repo_id, branch), folder):
+    commit = api.create_commit(
+        repo_id, changes, commit_message=message, revision=branch, parent_commit=head.sha, repo_type=repo_type
+    )
+    if _changes(_head(api, repo_id, branch, repo_type), folder):
         raise RuntimeError(f"commit {commit.oid} does not hold what was sent.")
     print(f"{branch} of {repo_id}: published.", flush=True)
     return True
 
 
-def _head(api: HfApi, repo_id: str, branch: str) -> ModelInfo:
+def _head(api: HfApi, repo_id: str, branch: str, repo_type: str) -> ModelInfo | SpaceInfo:
     """The newest commit of a branch and its files. (Listing the tree would wait for ever, whatever the client says.)"""
-    return api.model_info(repo_id, revision=branch, files_metadata=True, timeout=TIME_OUT)
+    return api.repo_info(repo_id, revision=branch, files_metadata=True, timeout=TIME_OUT, repo_type=repo_type)
 
 
-def _changes(head: ModelInfo, folder: Path) -> list:
+def _changes(head: ModelInfo | SpaceInfo, folder: Path) -> list:
     """The operations that give a branch the folder's content; the Hub's own `.gitattributes` stays."""
     remote = {file.rfilename: file for file in head.siblings}
     local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

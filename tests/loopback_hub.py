@@ -1,5 +1,5 @@
 """A Hub on loopback, for the real clients of huggingface_hub and transformers: repositories, branches, commits, large
-files through git LFS's basic transfer, and faults on demand.
+files through git LFS's basic transfer, Spaces (kept, not run) as `spaces/org/name`, and faults on demand.
 
 Run by itself (`python tests/loopback_hub.py FOLDER`) it prints its address and serves until it is killed.
 """
@@ -46,6 +46,7 @@ class Commit:
 @dataclass
 class Repository:
     private: bool = False
+    sdk: str | None = None  # of a Space
     branches: dict[str, str] = field(default_factory=dict)  # name -> commit
     commits: dict[str, Commit] = field(default_factory=dict)
 
@@ -96,7 +97,7 @@ class LoopbackHub:
 
     Attributes:
         url: for `HF_ENDPOINT`.
-        repositories: by `org/name`.
+        repositories: by `org/name`, or `spaces/org/name`.
         requests: (method, path, whether it carried a token) of all requests so far.
         token: without it, writing is refused with 401; `None` lets everyone write.
         part_size: bytes; larger files are uploaded in parts.
@@ -296,11 +297,18 @@ class Handler(BaseHTTPRequestHandler):
         self.must_write()
         asked = self.json()
         repo_id = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"user/{asked['name']}"
+        files = {".gitattributes": self.hub.store(b"*.safetensors filter=lfs\n")}
+        if asked.get("type") == "space":
+            repo_id = f"spaces/{repo_id}"
+            if asked.get("sdk") not in ("gradio", "docker", "static"):
+                raise Answer(400, {"error": "a Space needs an sdk"})
+            files["README.md"] = self.hub.store(f"---\nsdk: {asked['sdk']}\n---\n".encode())
         with self.hub.lock:
             if repo_id in self.hub.repositories:
                 raise Answer(409, {"error": "exists", "url": f"{self.hub.url}/{repo_id}"})
-            repository = self.hub.repositories[repo_id] = Repository(private=asked.get("visibility") == "private")
-            repository.add("main", {".gitattributes": self.hub.store(b"*.safetensors filter=lfs\n")}, "initial commit")
+            repository = Repository(private=asked.get("visibility") == "private", sdk=asked.get("sdk"))
+            repository.add("main", files, "initial commit")
+            self.hub.repositories[repo_id] = repository
         raise Answer(200, {"url": f"{self.hub.url}/{repo_id}"})
 
     def create_branch(self, repo_id: str, branch: str):
@@ -420,7 +428,8 @@ class Handler(BaseHTTPRequestHandler):
         card = repository.commits[repository.branches["main"]].files.get("README.md")
         text = (self.hub.folder / card.sha256).read_text(encoding="utf-8") if card else ""
         task = re.search(r"^pipeline_tag: (\S+)$", text, re.MULTILINE)
-        answer = {"id": repo_id, "sha": sha, "siblings": siblings, "tags": [], "private": repository.private}
+        name = repo_id.removeprefix("spaces/")
+        answer = {"id": name, "sha": sha, "siblings": siblings, "tags": [], "private": repository.private}
         raise Answer(200, {**answer, "pipeline_tag": task[1]} if task else answer)
 
     def refs(self, repo_id: str):
@@ -478,23 +487,23 @@ class Handler(BaseHTTPRequestHandler):
         raise Sent
 
 
-REPO, ONE = "([^/]+/[^/]+)", "([^/]+)"
+REPO, ONE = "((?:spaces/)?[^/]+/[^/]+)", "([^/]+)"
 ROUTES = [
     ("/api/repos/create", ("POST",), Handler.create),
-    (f"/api/models/{REPO}/branch/{ONE}", ("POST",), Handler.create_branch),
+    (f"/api/(?:models/)?{REPO}/branch/{ONE}", ("POST",), Handler.create_branch),
     ("/api/validate-yaml", ("POST",), Handler.validate),
-    (f"/api/models/{REPO}/preupload/{ONE}", ("POST",), Handler.preupload),
+    (f"/api/(?:models/)?{REPO}/preupload/{ONE}", ("POST",), Handler.preupload),
     (rf"/{REPO}\.git/info/lfs/objects/batch", ("POST",), Handler.batch),
     (f"/lfs/{ONE}", ("PUT",), Handler.put),
     (rf"/lfs/{ONE}/(\d+)", ("PUT",), Handler.put),
     (f"/lfs/{ONE}/complete", ("POST",), Handler.complete),
     (f"/lfs/{ONE}/verify", ("POST",), Handler.verify),
-    (f"/api/models/{REPO}/commit/{ONE}", ("POST",), Handler.commit),
-    (f"/api/models/{REPO}", ("GET",), Handler.info),
-    (f"/api/models/{REPO}/revision/{ONE}", ("GET",), Handler.info),
-    (f"/api/models/{REPO}/refs", ("GET",), Handler.refs),
-    (f"/api/models/{REPO}/tree/{ONE}", ("GET",), Handler.tree),
-    (f"/api/models/{REPO}/tree/{ONE}/(.*)", ("GET",), Handler.tree),
+    (f"/api/(?:models/)?{REPO}/commit/{ONE}", ("POST",), Handler.commit),
+    (f"/api/(?:models/)?{REPO}", ("GET",), Handler.info),
+    (f"/api/(?:models/)?{REPO}/revision/{ONE}", ("GET",), Handler.info),
+    (f"/api/(?:models/)?{REPO}/refs", ("GET",), Handler.refs),
+    (f"/api/(?:models/)?{REPO}/tree/{ONE}", ("GET",), Handler.tree),
+    (f"/api/(?:models/)?{REPO}/tree/{ONE}/(.*)", ("GET",), Handler.tree),
     (f"/{REPO}/resolve/{ONE}/(.*)", ("GET", "HEAD"), Handler.resolve),
 ]
 

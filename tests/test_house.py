@@ -12,7 +12,7 @@ import lascl
 
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "training", "evaluation", "hub", "inference")
+ROOMS = ("data", "training", "evaluation", "hub", "inference", "space")
 MODULES = [
     *ROOT.glob("*.py"),
     *(path for room in (*ROOMS, "tests") for path in (ROOT / room).glob("*.py")),
@@ -49,6 +49,7 @@ def test_rooms_are_never_imported_bare(path):
         (["training/*.py"], ["lascl.train", "lascl.hub"]),
         (["hub/*.py"], ["lascl.train"]),
         (["inference/*.py"], ["lascl.train", "lascl.training", "lascl.hub"]),
+        (["space/*.py"], ["lascl.train", "lascl.training", "lascl.hub", "lascl.evaluation"]),
     ],
     ids=lambda value: value[0],
 )

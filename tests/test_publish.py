@@ -1,5 +1,6 @@
 """Publishing a run to a Hub on loopback, loading it where LaSCL is not installed, and a Hub that fails."""
 
+import ast
 import contextlib
 import hashlib
 import io
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,12 +20,14 @@ import httpx2
 import huggingface_hub
 import pytest
 import yaml
+from conftest import read_csv
 from huggingface_hub import constants
 from loopback_hub import ALWAYS, LoopbackHub
 from test_remote_code import STRANGER
 
 from lascl.hub import publish as publishing
 from lascl.hub.publish import PublishingError, fold_for_main, publish, stage_fold
+from lascl.hub.space import stage_space
 from lascl.train import main as train
 from lascl.training.recipe import HUB, parse_recipe
 
@@ -31,6 +35,7 @@ from lascl.training.recipe import HUB, parse_recipe
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_MarkerThatMustBeFoundNowhere"
 REPO = "org/lascl-tiny"
+SPACE = "org/lascl-demo"
 CODE = {"configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py"}
 STAGED = CODE | {
     *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "predictions.csv", "metrics.json"),
@@ -510,6 +515,120 @@ def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError) as error:
         parse_recipe(["emodb", *options])
     assert message in str(error.value) and TOKEN not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- Space
+
+
+def test_a_space_is_published_after_its_model_in_one_commit(run, tmp_path, capsys):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        assert lascl_publish(run.dir, "--space", SPACE, "--hub_private_repo", "true") == 0
+        assert f"{REPO} is private: give the Space a secret HF_TOKEN" in capsys.readouterr().out
+        assert set(hub.repositories) == {REPO, f"spaces/{SPACE}"}
+        space = hub.repositories[f"spaces/{SPACE}"]
+        assert space.sdk == "gradio" and space.private
+        assert [commit.message for commit in space.history("main")] == [f"A demo of {REPO}", "initial commit"]
+        names = hub.content(f"spaces/{SPACE}", "main")
+        files = {name: hub.read(f"spaces/{SPACE}", "main", name).decode() for name in names}
+        commits = len(space.commits)
+        assert publish(run.dir, REPO, space=SPACE) == [] and len(space.commits) == commits
+    assert files["app.py"] == (ROOT / "space" / "app.py").read_text()
+    assert json.loads(files["space.json"]) == {"model": REPO}
+    front_matter = yaml.safe_load(files["README.md"].split("---")[1])
+    assert (front_matter["sdk"], front_matter["app_file"], front_matter["models"]) == ("gradio", "app.py", [REPO])
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    assert front_matter["sdk_version"] == pinned["gradio"] and len(front_matter["short_description"]) <= 60
+    code = {name.removeprefix("lascl/") for name in files if name.startswith("lascl/")}
+    assert (
+        CODE | {"__init__.py", "inference/windows.py", "space/timeline.py", "space/style.css", "space/page.js"} <= code
+    )
+    assert not [name for name in code if name.startswith(("training", "evaluation", "hub", "tests"))]
+    assert all(files[f"lascl/{name}"] == (ROOT / name).read_text() for name in code)
+    assert {line.split("==")[0] for line in files["requirements.txt"].split()} > {"torch", "transformers", "soundfile"}
+    told = (str(ROOT.parent) + "/", str(run.dir), TOKEN)
+    assert not [name for name, text in files.items() if any(secret in text for secret in told)]
+
+
+def test_a_space_requires_what_its_sources_import(tmp_path):
+    folder = stage_space(tmp_path / "space", SPACE, REPO)
+    required = {line.split("==")[0] for line in (folder / "requirements.txt").read_text().split()} | {"gradio"}
+    distributions = packages_distributions()
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        # What is imported within a function is not called by the page.
+        for node in [*tree.body, *(inner for outer in tree.body if isinstance(outer, ast.Try) for inner in outer.body)]:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.split(".")[0] for name in names} - {"lascl", *sys.stdlib_module_names}:
+                assert required & {found.lower().replace("_", "-") for found in distributions[name]}, f"{path}: {name}"
+    again = stage_space(folder, SPACE, "org/another")
+    assert json.loads((again / "space.json").read_text()) == {"model": "org/another"}
+
+
+@pytest.mark.parametrize("request_, kind", [("create", 500), ("head", "hang"), ("commit", "done"), ("preupload", 403)])
+def test_a_hub_that_fails_at_the_space_costs_a_sentence(request_, kind, run, tmp_path, capfd):
+    method, path = REQUESTS[request_]
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        assert lascl_publish(run.dir) == 0
+        capfd.readouterr()
+        hub.fail(kind, method, path if request_ == "create" else f"/api/spaces/.*{path}", times=ALWAYS)
+        code = lascl_publish(run.dir, "--space", SPACE)
+        printed = capfd.readouterr()
+        assert TOKEN not in printed.out + printed.err
+        if kind == "done":  # the commit is there when it is tried again
+            assert code == 0
+        else:
+            assert code == 1 and printed.err.count("\n") == 1, printed.err
+            assert f"the Space {SPACE} not published: " in printed.err and "Give the same command again" in printed.err
+        hub.recover()
+        assert lascl_publish(run.dir, "--space", SPACE) == 0
+        assert len(hub.repositories[f"spaces/{SPACE}"].history("main")) == 2
+        assert holds(hub) == run.expected
+
+
+def test_a_space_waits_for_the_end_of_the_run_and_wants_a_name(run, tmp_path, capsys):
+    assert lascl_publish(run.dir, "--space", "no-owner") == 2
+    assert "space must be org/name" in capsys.readouterr().err
+    (run.dir / "results.json").unlink()
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        assert publish(run.dir, REPO, space=SPACE) == ["fold-1", "fold-2"]
+        assert set(hub.repositories) == {REPO}
+    assert "waits for the end of the run, and so does the Space." in capsys.readouterr().out
+
+
+def test_a_published_space_answers_from_an_empty_folder(run, emodb_like, tmp_path):
+    """What the Hub does: fetches the Space, starts `app.py`, which fetches the model."""
+    pytest.importorskip("gradio", reason='needs Gradio (pip install "lascl[space]")')
+    row = read_csv(run.dir / f"fold-{fold_for_main(run.dir)}" / "predictions.csv")[0]
+    labels = [name.removeprefix("probability_") for name in row if re.fullmatch("probability_(?!classifier_).*", name)]
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
+        with connected(hub):
+            assert lascl_publish(run.dir, "--publish_text_encoder", "--space", SPACE) == 0
+        own = environment(hub, tmp_path)
+        fetch = f"import huggingface_hub as hub; hub.snapshot_download({SPACE!r}, repo_type='space', local_dir='space')"
+        subprocess.run([sys.executable, "-c", fetch], cwd=tmp_path, env=own, check=True, timeout=120)
+        del own["PYTHONSAFEPATH"]  # the Hub runs `python app.py`
+        own["PYTHONDONTWRITEBYTECODE"] = ""
+        with open(tmp_path / "stderr.txt", "w") as errors:
+            command, pipe = [sys.executable, "app.py"], subprocess.PIPE
+            process = subprocess.Popen(command, cwd=tmp_path / "space", env=own, stdout=pipe, stderr=errors, text=True)
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("Listening at "), (tmp_path / "stderr.txt").read_text()[-4000:]
+            from gradio_client import Client, handle_file
+
+            client = Client(line.split()[-1], verbose=False)
+            heard = handle_file(str(emodb_like / f"{row['id']}.wav"))
+            found = client.predict(heard, "", "", api_name="/recognise")
+            own_words = client.predict(heard, "joyful, weary", "", api_name="/recognise")
+        finally:
+            process.kill()
+            process.wait()
+    expected = {label: float(row[f"probability_{label}"]) for label in labels}
+    assert found["probabilities"] == pytest.approx(expected, abs=1e-5)
+    assert set(own_words["probabilities"]) == {"joyful", "weary"} == set(own_words["untrained"])
+    # Python leaves these beside what it imports: it was the Space's own copy.
+    assert list((tmp_path / "space" / "lascl" / "__pycache__").glob("modeling_lascl.*.pyc"))
 
 
 # ------------------------------------------------------------------------------------------------------------- proofs

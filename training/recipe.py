@@ -331,14 +331,14 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     return recipe, output_dir
 
 
-def check_repo_id(repo_id: str | None):
-    """Raises ValueError unless it is `org/name` as the Hub writes names."""
+def check_repo_id(repo_id: str | None, option: str = "hub_model_id"):
+    """Raises ValueError, which names the option, unless it is `org/name` as the Hub writes names."""
     if "/" not in (repo_id or ""):
-        raise ValueError(f"hub_model_id must be org/name, with the organisation or user; found {repo_id!r}.")
+        raise ValueError(f"{option} must be org/name, with the organisation or user; found {repo_id!r}.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"hub_model_id must be a repository's name on the Hub: {error}") from None
+        raise ValueError(f"{option} must be a repository's name on the Hub: {error}") from None
 
 
 def find_recipe(name: str) -> Path:
