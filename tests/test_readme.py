@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import LABELS
+from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data.public_corpora import PUBLIC_CORPORA
@@ -26,7 +29,7 @@ def code(name: str) -> str:
 
 
 def test_every_python_block_is_run_here():
-    assert len(re.findall("```python", README)) == len(re.findall(r"<!-- test: \w+ -->\n```python", README)) == 2
+    assert len(re.findall("```python", README)) == len(re.findall(r"<!-- test: \w+ -->\n```python", README)) == 3
 
 
 def test_the_results_follow_from_the_result_files():
@@ -91,16 +94,48 @@ def run(name, replaced, capsys):
     return namespace, capsys.readouterr().out
 
 
-def test_using_a_checkpoint(replaced, audio_encoders, text_encoder, tmp_path, capsys):
+@pytest.fixture
+def checkpoint(audio_encoders, text_encoder, tmp_path):
     model = LaSCLForAudioClassification.from_encoders(audio_encoders["wav2vec2-layer"], text_encoder, LABELS)
     model.save_pretrained(tmp_path / "checkpoint")
-    from transformers import AutoFeatureExtractor
-
     AutoFeatureExtractor.from_pretrained(audio_encoders["wav2vec2-layer"]).save_pretrained(tmp_path / "checkpoint")
+
+
+def test_using_a_checkpoint(checkpoint, replaced, tmp_path, capsys):
     soundfile.write(tmp_path / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(4000), 16_000)
     namespace, printed = run("checkpoint", replaced, capsys)
     assert all(label in printed for label in LABELS) and "torch.Size([3, 256])" in printed
     assert namespace["model"].config.labels == ["joyful", "furious", "weary"]
+
+
+def test_listening_to_a_microphone(checkpoint, replaced, capsys, monkeypatch):
+    """A stand-in for sounddevice, which gives three seconds of noise and is then pulled out."""
+    noise = np.random.default_rng(0).standard_normal((12, 4000, 1)).astype(np.float32)
+
+    class InputStream:
+        def __init__(self, samplerate, *, channels, dtype):
+            assert (samplerate, channels, dtype) == (16_000, 1, "float32")
+            self.left = list(noise)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def read(self, frames):
+            if not self.left:
+                raise OSError("pulled out")
+            block = self.left.pop(0)
+            assert len(block) == frames
+            return block, False
+
+    monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(InputStream=InputStream))
+    with pytest.raises(OSError, match="pulled out"):
+        run("microphone", replaced, capsys)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["2.0", "2.5", "3.0"]
+    assert all(line.split()[2] in LABELS for line in lines)
 
 
 def test_training_from_python(replaced, capsys, monkeypatch, tmp_path):
