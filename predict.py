@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None):
         if options.embeddings is not None:
             embeddings = EmbeddingFile(options.embeddings, model.model.config.projection_dim, output.paths)
         output.begin()
+    except BrokenPipeError:
+        leave_pipe()
     except (ValueError, OSError) as error:
         stop(2, str(error))
     except KeyboardInterrupt:
@@ -90,9 +92,8 @@ def main(argv: list[str] | None = None):
         output.finish()
     except KeyboardInterrupt:
         stop(130, interrupted(output))
-    except BrokenPipeError:  # `| head` has seen enough; the interpreter would complain at exit once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        leave_pipe()
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -319,6 +320,12 @@ def interrupted(output: RowFile) -> str:
     if output.path is None:
         return "interrupted. With --output FILE the same command would go on where it stopped."
     return f"interrupted: {len(set(output.paths))} files are in {output.path}. The same command goes on from there."
+
+
+def leave_pipe():
+    """Ends because who reads the rows has seen enough, as `| head` does; unsaid, also by the interpreter at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def say(text: str):

@@ -32,10 +32,10 @@ AUDIO_SUFFIXES = FFMPEG_SUFFIXES | {
 }
 HELD_S = 60.0  # longer recordings are read while they are answered, and never held
 # Seconds of audio, padding included, that are answered at once: a CPU's caches want little, a GPU much.
-BATCH_S = {"cpu": 12.0, "cuda": 240.0}
+BATCH_S = {"cpu": 24.0, "cuda": 240.0}
 # Recordings are sorted by length within a group, whose answers then come in order: a larger one would pad less, but
 # lose more work when killed.
-GROUP_FILES, GROUP_S = 256, {"cpu": 240.0, "cuda": 1200.0}
+GROUP_FILES, GROUP_S = 256, {"cpu": 300.0, "cuda": 1200.0}
 
 
 # --------------------------------------------------------------------------------------------------------- finding
