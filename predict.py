@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None):
     """Answers all inputs, writes the rows, and says on stderr what else there is to know.
 
     Exits with code 1 when files could not be answered (each is listed with its reason; all others are done), with 2 and
-    a sentence when nothing can be, and with 130 when interrupted: the rows so far are kept.
+    a sentence when the command itself cannot be carried out, and with 130 when interrupted: the rows so far are kept.
     """
     logging.disable_progress_bar()
     options = read_options(sys.argv[1:] if argv is None else argv)
@@ -108,7 +108,8 @@ def read_options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="lascl-predict",
         description="Labels recordings with a trained LaSCL checkpoint.",
-        epilog="Exit codes: 0 all done, 1 some files could not be answered, 2 nothing could be, 130 interrupted.",
+        epilog="Exit codes: 0 all done, 1 files could not be answered, 2 the command cannot be carried out at all, 130 "
+        "interrupted.",
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint: a folder, or a name on the Hub")

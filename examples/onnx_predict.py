@@ -18,7 +18,10 @@ def main(folder: str, *paths: str):
     labels = np.load(folder / "labels.npz")  # another file of label_embeds, and the same model answers other words
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     for path in paths:
-        samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
+        try:
+            samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
+        except soundfile.LibsndfileError as error:
+            sys.exit(f"{path}: cannot be read ({error.error_string})")
         duration_s = len(samples) / sampling_rate
         if sampling_rate != about["sampling_rate"]:
             sys.exit(f"{path}: has {sampling_rate} Hz; convert it to {about['sampling_rate']} Hz first.")
