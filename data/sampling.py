@@ -96,6 +96,8 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         batches: list[list[int]] = [[] for _ in range(self.num_batches)]
         for members, turns in zip(self.classes, self._turns(rng)):
+            if not turns:  # more classes than the epoch has places: its turn comes in another epoch
+                continue
             if self.utterances_per_class is None:
                 sizes = [len(part) for part in np.array_split(members, self.num_batches)]
             else:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lascl.data import UtteranceBatchSampler
@@ -104,6 +104,7 @@ def test_epochs_and_seeds_differ_and_come_again():
     classes_per_batch=st.integers(1, 5),
     by_length=st.booleans(),
 )
+@example(counts=[1, 1], per_class=2, classes_per_batch=1, by_length=False)  # one batch, and one class without a place
 def test_a_balanced_batch_holds_as_many_of_each_of_its_classes(counts, per_class, classes_per_batch, by_length):
     classes_per_batch = min(classes_per_batch, len(counts))
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
