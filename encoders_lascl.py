@@ -257,8 +257,8 @@ def encode_audio(
         if looked_at and bool(attention_mask[:, -1].any()):
             # Its stock extractor cuts in silence; all that is left to see here is a window without room.
             logger.warning_once(
-                f"An utterance fills the whole window of {window / 100:g} s. If no recording is longer, all is well; what "
-                "is longer, the feature extractor has cut there: split it into windows."
+                f"An utterance fills the whole window of {window / 100:g} s. If no recording is longer, all is well; "
+                "what is longer, the feature extractor has cut there: split it into windows."
             )
         # Whisper attends to the silence behind an utterance, as it was trained to: only pooling needs the mask.
         outputs = encoder(inputs, output_hidden_states=all_layers)
