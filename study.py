@@ -47,7 +47,7 @@ from lascl.evaluation.studies import (
 )
 from lascl.evaluation.study_figures import write_pairs
 from lascl.training.pooled import block_name, blocks_of
-from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, Recipe, find_recipe, parse_recipe
+from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, POOLED_FIELDS, Recipe, find_recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
 from lascl.training.trainer import build_batch_sampler
 
@@ -605,8 +605,7 @@ def _views_heard_once(run: PlannedRun) -> set[tuple]:
     speech = train.training_data(run.recipe, run.corpus, run.folds[0], args)
     if not train.is_encoded_once(run.recipe, speech):
         return set()
-    decisive = (*CORPUS_FIELDS, "audio_encoder", "audio_encoder_revision", "init_from", "audio_layers", "audio_pooling")
-    source = json.dumps([getattr(run.recipe, name) for name in decisive])
+    source = json.dumps([getattr(run.recipe, name) for name in ("audio_encoder", "init_from", *POOLED_FIELDS)])
     return {(source, *block_name(speech, *place)) for place in blocks_of(speech, speech.num_views)}
 
 

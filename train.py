@@ -49,7 +49,7 @@ from lascl.training.lora import add_lora
 from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
-from lascl.training.recipe import CORPUS_FIELDS, FIXED_BY_WEIGHTS, Recipe, parse_recipe
+from lascl.training.recipe import FIXED_BY_WEIGHTS, POOLED_FIELDS, Recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
 from lascl.training.trainer import build_batch_sampler
 
@@ -336,8 +336,7 @@ def train_fold(
     fits = recipe.standardise_audio and not recipe.init_from
     if is_encoded_once(recipe, train_set):
         everything = training_data(recipe, corpus, Fold(0, list(range(len(corpus))), []), args, extractor)
-        decisive = [getattr(recipe, name) for name in (*CORPUS_FIELDS, "audio_layers", "audio_pooling")]
-        start = json.dumps([audio_encoder, recipe.audio_encoder_revision, window_s, *decisive])
+        start = json.dumps([audio_encoder, window_s, *(getattr(recipe, name) for name in POOLED_FIELDS)])
         blocks, began = encoded.setdefault(start, {}), time.monotonic()
         embed_views(model.to(args.device), everything, collator, blocks, args)
         encoding = {"encoding_s": time.monotonic() - began}

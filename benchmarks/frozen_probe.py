@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measuring import layer_means, load_listener, save_table
+from measuring import difference_cells, layer_means, load_listener, save_table
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
@@ -97,9 +97,7 @@ def main(argv: list[str] | None = None):
             if runs:
                 compared = compare_seeds([folder] * len(runs), runs)["ua"]
                 measured[name]["against"] = compared
-                low, high = compared["interval"]
-                rows[-1] += [f"{100 * compared['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"]
-                rows[-1] += ["< 0.001" if compared["p"] < 0.001 else f"{compared['p']:.3f}"]
+                rows[-1] += difference_cells(compared["difference"], compared["interval"], compared["p"])
     columns = ["frozen features", "C", "WA", "UA", "macro-F1"]
     if runs:
         columns += [f"UA of {options.against.name} less this, points", "p"]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import SAMPLING_RATE, WAVLM_LARGE, median_seconds, random_model, save_table
-from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor, pipeline
+from measuring import SAMPLING_RATE, WAVLM_LARGE, load_listener, median_seconds, random_model, save_table
+from transformers import Wav2Vec2FeatureExtractor, pipeline
 
-from lascl.encoders_lascl import load_audio_encoder
+from lascl.data.dataset import extract_features
 
 
 # On a CPU a small one; on a GPU all of WavLM-Large.
@@ -52,12 +52,9 @@ def build(name: str | None, device: str):
     if name is None:
         extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
         return random_model(ON_CUDA if device == "cuda" else ON_CPU).eval().to(device), extractor
-    encoder = load_audio_encoder(name, window_s=DURATIONS_S[1])
+    encoder, extractor = load_listener(name, DURATIONS_S[1])
     model = random_model(encoder.config.to_dict())
     model.lascl.audio_encoder = encoder
-    extractor = AutoFeatureExtractor.from_pretrained(name, return_attention_mask=True)
-    if "input_features" in extractor.model_input_names:
-        extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": DURATIONS_S[1]})
     return model.eval().to(device), extractor
 
 
@@ -66,10 +63,8 @@ def classify(model, extractor, audio: list[np.ndarray], *, batch_size: int, by_l
     """The label of each clip, in the clips' order."""
     order = np.argsort([len(samples) for samples in audio], kind="stable") if by_length else np.arange(len(audio))
     labels = [""] * len(audio)
-    padding = "max_length" if "input_features" in extractor.model_input_names else "longest"
     for rows in np.split(order, range(batch_size, len(order), batch_size)):
-        batch = [audio[row] for row in rows]
-        inputs = extractor(batch, sampling_rate=SAMPLING_RATE, padding=padding, return_tensors="pt").to(model.device)
+        inputs = extract_features(extractor, [audio[row] for row in rows]).to(model.device)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
             indices = model(**inputs).logits.argmax(-1).tolist()
         for row, index in zip(rows, indices):
@@ -100,6 +95,15 @@ def ways(model, extractor, audio: list[np.ndarray]) -> dict[str, partial]:
     return found
 
 
+def speed_rows(seconds: dict[str, float], best_s: float, same: dict[str, int], num_clips: int) -> list[list[str]]:
+    """Of each way: its name, clips a second, speed as a ratio to a way that takes `best_s`, and how many labels are the
+    same."""
+    return [
+        [way, f"{num_clips / way_s:.1f}", f"{best_s / way_s:.2f}", f"{same[way]} of {num_clips}"]
+        for way, way_s in seconds.items()
+    ]
+
+
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--audio_encoder", help="Hub name or folder; by default random weights")
@@ -114,10 +118,7 @@ def main(argv: list[str] | None = None):
             raise SystemExit(f"{way} answers {same[way]} of {len(audio)} clips as one by one does; expected all.")
     seconds = median_seconds(runs, ROUNDS)
     best_s = min(seconds[way] for way in runs if way.startswith("pipeline"))
-    rows = [
-        [way, f"{len(audio) / seconds[way]:.1f}", f"{best_s / seconds[way]:.2f}", f"{same[way]} of {len(audio)}"]
-        for way in runs
-    ]
+    rows = speed_rows(seconds, best_s, same, len(audio))
     encoder = model.config.audio_config
     if name:
         kind = f"`{Path(name).name if Path(name).is_dir() else name}`"  # where it lies here is nobody's business

@@ -144,6 +144,12 @@ def peak_cuda_mib(run: Callable[[], None]) -> float | None:
     return torch.cuda.max_memory_allocated() / MIB
 
 
+def difference_cells(difference: float, interval: list[float], p: float) -> list[str]:
+    """A difference in points with its interval, and p, of `paired_difference`."""
+    low, high = interval
+    return [f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", "< 0.001" if p < 0.001 else f"{p:.3f}"]
+
+
 def run_apart(*command: str, **variables: str) -> dict:
     """What `python COMMAND` reports with `report_found`; a process of its own, because the peak of a process's memory
     never falls."""

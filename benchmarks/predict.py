@@ -20,7 +20,7 @@ import torch
 from measuring import SAMPLING_RATE, median_seconds, save_table
 from transformers import pipeline
 
-from inference import DURATIONS_S, build, clips
+from inference import DURATIONS_S, build, clips, speed_rows
 from lascl import LaSCLForAudioClassification
 from lascl.inference import Recogniser
 from lascl.inference.files import answer_files
@@ -99,16 +99,7 @@ def main(argv: list[str] | None = None):
                 )
         seconds = median_seconds(runs, ROUNDS)
     best_s = min(seconds[way] for way in runs if way != OURS)
-    rows = [
-        [
-            way,
-            f"{len(paths) / seconds[way]:.1f}",
-            f"{best_s / seconds[way]:.2f}",
-            f"{same[way]} of {len(paths)}",
-            f"{off[way]:.0e}",
-        ]
-        for way in runs
-    ]
+    rows = [[*row, f"{off[row[0]]:.0e}"] for row in speed_rows(seconds, best_s, same, len(paths))]
     save_table(
         "predict",
         "Labelling files of {} to {} s".format(*DURATIONS_S),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import layer_means, load_listener, save_table
+from measuring import difference_cells, layer_means, load_listener, save_table
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
@@ -254,12 +254,12 @@ def main(argv: list[str] | None = None):
     }
     features = {name: embed_texts(encoder, tokenizer, texts[name], pooling="mean") for name in texts}
     encoded = encode(corpus, options.audio_encoder, options.max_duration_s)
-    found = {}
+    found, counts = {}, {}
     for name, changed in CHOICES.items():
         found[name] = validation_answers({**RECIPE, **changed}, encoded, corpus, folds, features)
-        ua = scores_from_counts(counts_of(found[name], corpus, folds).sum(0))[1]
-        print(f"{name}: {100 * ua:.1f}", flush=True)
-    first = counts_of(next(iter(found.values())), corpus, folds)
+        counts[name] = counts_of(found[name], corpus, folds)
+        print(f"{name}: {100 * scores_from_counts(counts[name].sum(0))[1]:.1f}", flush=True)
+    recipe = next(iter(found))  # what the others are compared with
     best_of_fold = {
         fold.number: max(
             found, key=lambda name: scores_from_counts(counts_of(found[name], corpus, folds, fold.number).sum(0))[1]
@@ -268,17 +268,14 @@ def main(argv: list[str] | None = None):
     }
     rows, measured = [], {}
     for name in found:
-        counts = counts_of(found[name], corpus, folds)
-        wa, ua, _ = scores_from_counts(counts.sum(0))
+        wa, ua, _ = scores_from_counts(counts[name].sum(0))
         times = sum(best == name for best in best_of_fold.values())
         measured[name] = {"wa": wa, "ua": ua, "best_of_folds": times}
         rows.append([name, f"{100 * wa:.1f}", f"{100 * ua:.1f}", "", "", times])
-        if name != next(iter(found)):
-            differences, intervals, p_values = paired_difference(np.stack([first, counts], axis=1))
+        if name != recipe:
+            differences, intervals, p_values = paired_difference(np.stack([counts[recipe], counts[name]], axis=1))
             measured[name] |= {"difference": differences[1], "interval": intervals[1], "p": p_values[1]}
-            low, high = intervals[1]
-            rows[-1][3] = f"{100 * differences[1]:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            rows[-1][4] = f"{p_values[1]:.3f}"
+            rows[-1][3:5] = difference_cells(differences[1], intervals[1], p_values[1])
     encoder_name, others = Path(options.audio_encoder).name, len(folds) - 1
     save_table(
         "small_corpus_choices",

@@ -101,6 +101,18 @@ class SpeechDataset(torch.utils.data.Dataset):
         )
 
 
+def extract_features(feature_extractor, audio: Sequence[np.ndarray]):
+    """Inputs of a model for some waveforms (samples,) and their mask, as torch tensors: padded to the longest row, or,
+    of Whisper's extractor, to its window."""
+    return feature_extractor(
+        list(audio),
+        sampling_rate=feature_extractor.sampling_rate,
+        padding="max_length" if "input_features" in feature_extractor.model_input_names else "longest",
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+
+
 class SpeechCollator:
     """Pads a batch of `SpeechDataset` items with the checkpoint's own feature extractor.
 
@@ -114,13 +126,6 @@ class SpeechCollator:
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         num_views = len(items[0]["views"])
         audio: list[np.ndarray] = [item["views"][view] for view in range(num_views) for item in items]
-        batch = self.feature_extractor(
-            audio,
-            sampling_rate=self.feature_extractor.sampling_rate,
-            # Whisper's extractor pads to its window, the others to the longest row.
-            padding="max_length" if "input_features" in self.feature_extractor.model_input_names else "longest",
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        batch = extract_features(self.feature_extractor, audio)
         labels = torch.tensor([item["label"] for item in items], dtype=torch.long)
         return {**batch, "labels": labels.repeat(num_views)}

@@ -39,7 +39,7 @@ def render(readme: str, results_dir: str | Path) -> str:
 def _run(folder: Path) -> str:
     if (folder / "study.json").is_file():
         return _study(folder)
-    return f"\n{results_table(_checked_results(folder))}\n\n{_provenance(folder)}\n\n"
+    return f"\n{results_table(_checked_results(folder))}\n\n{_provenance([folder])}\n\n"
 
 
 def _study(folder: Path) -> str:
@@ -49,7 +49,7 @@ def _study(folder: Path) -> str:
     for run in runs:
         _checked_results(run)
     results = summarise_study(folder, names, seeds, against=stored.get("against"), paper=stored.get("paper"))
-    return f"\n{study_table(results)}\n\n{_provenance(runs[0], *runs[1:])}\n\n"
+    return f"\n{study_table(results)}\n\n{_provenance(runs)}\n\n"
 
 
 def _checked_results(folder: Path) -> dict:
@@ -77,16 +77,16 @@ def _benchmark(path: Path) -> str:
     return "\n" + "".join(f"{part}\n\n" for part in parts)
 
 
-def _provenance(first: Path, *others: Path) -> str:
+def _provenance(runs: list[Path]) -> str:
     """Of one run, or of a study's: length and corpus are the first's."""
-    environments = [json.loads((run / "environment.json").read_text(encoding="utf-8")) for run in (first, *others)]
-    recipes = [yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")) for run in (first, *others)]
+    environments = [json.loads((run / "environment.json").read_text(encoding="utf-8")) for run in runs]
+    recipes = [yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")) for run in runs]
     commits = " and ".join(sorted({f"`{environment['commit'][:10]}`" for environment in environments}))
     seeds = sorted({recipe["seed"] for recipe in recipes})
     named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     return (
         f"`{recipes[0]['corpus']}`, {recipes[0]['num_train_epochs']:g} epochs, {named}, "
-        f"{'one run' if not others else f'{1 + len(others)} runs'} of commit {commits} on {environments[0]['device']}; "
+        f"{'one run' if len(runs) == 1 else f'{len(runs)} runs'} of commit {commits} on {environments[0]['device']}; "
         "per cent."
     )
 

@@ -18,6 +18,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoConfig, AutoFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification
+from lascl.data.dataset import extract_features
 from lascl.encoders_lascl import samples_of_one_frame
 from lascl.inference.channels_last import use_channels_last
 
@@ -156,13 +157,7 @@ class Recogniser:
     @torch.inference_mode()
     def _answer(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(over="ignore", invalid="ignore"):  # of samples far too large, the answer is NaN
-            inputs = self.feature_extractor(
-                list(audio),
-                sampling_rate=self.sampling_rate,
-                padding="max_length" if "input_features" in self.feature_extractor.model_input_names else "longest",
-                return_attention_mask=True,
-                return_tensors="pt",
-            )
+            inputs = extract_features(self.feature_extractor, audio)
         with _knowing_that_nothing_is_cut():
             outputs = self.model(**inputs.to(self.model.device))
         embeds = outputs.audio_embeds.cpu()  # (B, D)
