@@ -420,6 +420,10 @@ class LaSCLModel(LaSCLPreTrainedModel):
     def get_label_embeddings(self) -> torch.Tensor:
         """(K, D) unit-length embeddings of `config.labels`, in their order.
 
+        Outside training each label is projected alone, so that its embedding does not depend on the other labels or on
+        their order: a kernel that is given K rows may sum each of them in another order. In training they are projected
+        at once, which differs by rounding alone.
+
         Raises:
             ValueError: no labels were set yet.
         """
@@ -432,7 +436,11 @@ class LaSCLModel(LaSCLPreTrainedModel):
                 "LaSCLForAudioClassification.from_encoders."
             )
         # DeepSpeed turns parameters into half precision, and leaves buffers as they are.
-        return unit_length(self.text_projection(self.label_features.to(self.text_projection.hidden.weight.dtype)))
+        features = self.label_features.to(self.text_projection.hidden.weight.dtype)  # (K, d_t)
+        if self.training:
+            return unit_length(self.text_projection(features))
+        # Copies: where a row lies in memory may change the order of its sums, too.
+        return torch.cat([unit_length(self.text_projection(row.clone())) for row in features.split(1)])
 
     def set_labels(self, labels: list[str], template: str | None = None):
         """Makes the model answer these label words, whatever it was trained on.
@@ -704,13 +712,16 @@ def announce_download(name_or_path: str, revision: str | None, subfolder: str):
 
 @torch.no_grad()
 def embed_texts(encoder: nn.Module, tokenizer, texts: list[str], *, pooling: str) -> torch.Tensor:
-    """H_t of eq. 2: (K, d_t) embeddings of K texts. Paper unclear: how tokens become one vector; `mean` takes all
-    tokens of the attention mask, the encoder's special ones included; `first` the first token."""
-    tokens = tokenizer(texts, padding=True, return_tensors="pt")
-    hidden = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-    if pooling == "first":
-        return hidden[:, 0]
-    return masked_mean(hidden, tokens["attention_mask"].bool())
+    """H_t of eq. 2: (K, d_t) embeddings of K texts, each embedded alone, so that it depends on no other text. Paper
+    unclear: how tokens become one vector; `mean` takes all tokens of the text, the encoder's special ones included;
+    `first` the first token."""
+    embeddings = []
+    for text in texts:
+        tokens = tokenizer([text], return_tensors="pt")
+        hidden = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        mask = tokens["attention_mask"].bool()  # (1, tokens), all true: a text alone has no padding
+        embeddings.append(hidden[:, 0] if pooling == "first" else masked_mean(hidden, mask))  # (1, d_t)
+    return torch.cat(embeddings)
 
 
 __all__ = [

@@ -111,7 +111,7 @@ class _FromSamples(nn.Module):
         outputs = self.model(**self.front_end(torch.where(valid, input_values, 0.0), valid))
         if label_embeds is None:
             return outputs.logits, outputs.audio_embeds
-        # Summed label by label, so that the order of labels changes no digit.
+        # Product by product: a matrix product sums in an order that depends on where a label stands.
         similarity = (outputs.audio_embeds[:, None] * label_embeds).sum(dim=-1)  # (B, K)
         return similarity / self.model.config.contrastive_temperature, outputs.audio_embeds
 

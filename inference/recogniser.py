@@ -162,13 +162,14 @@ class Recogniser:
             outputs = self.model(**inputs.to(self.model.device))
         embeds = outputs.audio_embeds.cpu()  # (B, D)
         if self.model.config.prediction_head == "label":
-            # Again, product by product: a matrix product sums in an order that depends on where a label stands.
+            # Again, label by label: a kernel over all of them sums in an order that depends on where a label stands.
             label_embeds = self.model.get_label_embeddings().cpu().double()  # (K, D)
-            cosines = (embeds.double()[:, None] * label_embeds).sum(dim=-1)  # (B, K)
-            logits = cosines / self.model.config.contrastive_temperature
+            cosines = [(embeds.double() * label).sum(dim=-1) for label in label_embeds]  # K times (B,)
+            logits = [cosine / self.model.config.contrastive_temperature for cosine in cosines]
         else:
-            logits = outputs.logits.cpu().double()
-        odds = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+            logits = outputs.logits.cpu().double().unbind(dim=-1)
+        highest = torch.stack(logits).amax(dim=0)  # (B,)
+        odds = torch.stack([(logit - highest).exp() for logit in logits], dim=-1)  # (B, K)
         probabilities = odds / odds.sort(dim=-1).values.sum(dim=-1, keepdim=True)  # sorted: whatever the labels' order
         return probabilities.float().numpy(), embeds.numpy()
 

@@ -191,7 +191,7 @@ def test_longer_than_whispers_window_is_an_error_not_a_cut(exported):
 # ------------------------------------------------------------------------------------------------------------- words
 
 
-def test_permuted_labels_permute_the_answer_to_the_last_digit(exported, tmp_path):
+def test_permuted_labels_permute_the_answer(exported, tmp_path):
     shutil.copy(exported("wavlm-group") / "model.onnx", tmp_path)
     rng = np.random.default_rng(0)
     label_embeds = rng.standard_normal((7, 8)).astype(np.float32)
@@ -199,7 +199,8 @@ def test_permuted_labels_permute_the_answer_to_the_last_digit(exported, tmp_path
     np.savez(tmp_path / "plain.npz", label_embeds=label_embeds)
     np.savez(tmp_path / "permuted.npz", label_embeds=label_embeds[order])
     plain, permuted = (ask(tmp_path, utterances, labels)[0] for labels in ("plain.npz", "permuted.npz"))
-    np.testing.assert_array_equal(plain[:, order], permuted)
+    # The logits are cosines over 0.07, and the runtime may sum rows at another address in another order.
+    np.testing.assert_allclose(plain[:, order], permuted, rtol=1e-5, atol=1e-5)
     assert len(np.unique(plain)) == 14
 
 

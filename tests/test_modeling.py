@@ -17,7 +17,7 @@ from transformers import (
     WhisperModel,
 )
 
-from lascl import LaSCLConfig, LaSCLForAudioClassification, LaSCLModel, joint_loss
+from lascl import LaSCLConfig, LaSCLForAudioClassification, LaSCLModel, joint_loss, modeling_lascl
 
 
 FAMILIES = list(AUDIO_ENCODERS)
@@ -428,6 +428,42 @@ def test_permuting_the_labels_permutes_the_logits(model):
     assert torch.allclose(after.logits, before.logits[:, order], atol=1e-6)
     assert (before.logits - before.logits[:, order]).abs().max() > 1e-3
     assert after.class_logits is None  # its columns are in the trained order
+
+
+def test_a_label_is_embedded_alone_whatever_the_others_and_their_order(model, monkeypatch):
+    """Bit by bit, on every machine: it is the same computation of the same shapes again."""
+    loaded, texts, rows = modeling_lascl.load_text_encoder, [], []
+
+    def load_watched(*where):
+        encoder, tokenizer = loaded(*where)
+        encoder.register_forward_pre_hook(
+            lambda module, args, inputs: texts.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+        )
+        return encoder, tokenizer
+
+    monkeypatch.setattr(modeling_lascl, "load_text_encoder", load_watched)
+    model.lascl.text_projection.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    words, found = ["sad", "so very bored and tired", "joy", "in two minds", "anger"], {}
+    for order in ([0, 1, 2, 3, 4], [4, 2, 3, 1, 0], [3, 0], [1]):
+        del texts[:], rows[:]
+        model.set_labels([words[index] for index in order])
+        embeddings = model.get_label_embeddings()
+        assert [shape[0] for shape in texts] == rows == [1] * len(order)
+        assert len(set(texts)) == min(len(order), 4)  # no text is padded to another's length
+        for index, embedding in zip(order, embeddings):
+            assert torch.equal(embedding, found.setdefault(words[index], embedding))
+
+
+def test_labels_projected_at_once_in_training_have_the_embeddings_and_gradients_of_each_alone(model):
+    direction, found = torch.randn(4, 8), {}
+    for training in (True, False):
+        model.train(training).zero_grad()
+        embeddings = model.get_label_embeddings()
+        (embeddings * direction).sum().backward()
+        found[training] = [embeddings, *(p.grad for p in model.lascl.text_projection.parameters())]
+    for at_once, alone in zip(found[True], found[False], strict=True):
+        assert at_once.abs().max() > 1e-3
+        torch.testing.assert_close(alone, at_once, rtol=1e-5, atol=1e-6)
 
 
 def test_the_trained_labels_bring_the_classifier_back(model):
