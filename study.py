@@ -56,7 +56,7 @@ KEYS = ("recipe", "seeds", "against", "choose", "variants", "vary", "paper")
 # What changes neither a step's time nor a checkpoint's size: variants that differ in nothing else are measured once.
 COSTS_NOTHING = (
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "label_anchors", "prediction_head"),
-    *("objective", "seed", "folds", "validation", "selection", "protocol", "num_folds", "label_template"),
+    *("objective", "seed", "split_seed", "folds", "validation", "selection", "protocol", "num_folds", "label_template"),
 )
 MICRO_BATCH = {"cpu": 2, "cuda": 8}  # utterances of the step that `--dry_run` measures
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
@@ -344,7 +344,7 @@ def read_corpora(runs: list[PlannedRun]):
             run.failure = str(error)
             continue
         source = json.dumps([getattr(recipe, name) for name in CORPUS_FIELDS])
-        division = (source, recipe.num_folds, recipe.protocol, recipe.validation, args.seed)
+        division = (source, recipe.num_folds, recipe.protocol, recipe.validation, recipe.split_seed)
         with PartialState().main_process_first():  # no exception may leave it, or the others wait for ever
             try:
                 if source not in corpora:
@@ -352,7 +352,11 @@ def read_corpora(runs: list[PlannedRun]):
                 corpus, skipped = corpora[source]
                 if division not in foldings:
                     foldings[division] = make_folds(
-                        corpus, recipe.num_folds, protocol=recipe.protocol, validation=recipe.validation, seed=args.seed
+                        corpus,
+                        recipe.num_folds,
+                        protocol=recipe.protocol,
+                        validation=recipe.validation,
+                        seed=recipe.split_seed,
                     )
                 folds = foldings[division]
                 for number in recipe.fold_numbers(len(folds)):

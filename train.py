@@ -49,7 +49,14 @@ from lascl.training.lora import add_lora
 from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
-from lascl.training.recipe import FIXED_BY_WEIGHTS, POOLED_FIELDS, Recipe, parse_recipe
+from lascl.training.recipe import (
+    FIXED_BY_WEIGHTS,
+    POOLED_FIELDS,
+    Recipe,
+    parse_recipe,
+    recorded_recipe,
+    with_absent,
+)
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
 from lascl.training.trainer import build_batch_sampler
 
@@ -76,7 +83,11 @@ def main(argv: list[str] | None = None):
         with PartialState().main_process_first():
             corpus, skipped = read_corpus(recipe)
             folds = make_folds(
-                corpus, recipe.num_folds, protocol=recipe.protocol, validation=recipe.validation, seed=args.seed
+                corpus,
+                recipe.num_folds,
+                protocol=recipe.protocol,
+                validation=recipe.validation,
+                seed=recipe.split_seed,
             )
             for number in recipe.fold_numbers(len(folds)):
                 build_batch_sampler(training_data(recipe, corpus, folds[number - 1], args), args)  # or refuses
@@ -247,6 +258,7 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
     description = {
         "corpus": recipe.corpus,
         "num_folds": len(folds),
+        "split_seed": recipe.split_seed,
         "folds": [
             {
                 "fold": fold.number,
@@ -477,9 +489,11 @@ def check_run(recipe: Recipe, corpus, folds: list[Fold]):
                 f"init_from {recipe.init_from!r} has no {checkpoint.parent.name}/checkpoint. Finish that run."
             )
         if number and hashes.get(number) != ids_hash(ids[row] for row in folds[number - 1].train):
+            split_seed = with_absent(recorded_recipe(recipe.init_from) or {})["split_seed"]
             raise ValueError(
                 f"init_from {recipe.init_from!r} trained fold {number} on other utterances than this recipe would: it "
-                "may have heard those that are tested here. Use its corpus, labels, protocol and validation."
+                "may have heard those that are tested here. Use its corpus, labels, protocol, validation and "
+                f"split_seed ({split_seed})."
             )
 
 
@@ -505,8 +519,10 @@ def ready_start(recipe: Recipe, corpus, folds: list[Fold]) -> tuple[str, str]:
             f"init_from {recipe.init_from!r} is of the type {config.model_type!r}, not a LaSCL checkpoint. For a "
             "speech encoder, set audio_encoder."
         )
+    # What an old file does not say is what the old code did, whatever a new configuration's default may be.
+    told = with_absent(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     for name in FIXED_BY_WEIGHTS:
-        found, wanted = getattr(config, name), getattr(recipe, name)
+        found, wanted = told.get(name, getattr(config, name)), getattr(recipe, name)
         if found != wanted:
             raise ValueError(f"init_from has {name} {found!r}, the recipe {wanted!r}. Set {name} to {found!r}.")
     window_s = getattr(AutoFeatureExtractor.from_pretrained(folder), "chunk_length", math.inf)

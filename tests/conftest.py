@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from lascl import load_corpus, make_folds
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 
 
@@ -120,6 +121,16 @@ def shared() -> Path:
     folder = Path(os.environ.get("LASCL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     if not (folder / "corpora" / "emodb").is_dir():
         pytest.skip(f"needs real weights and speech: no folder {folder} (set LASCL_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_corpus(emodb_like, tmp_path_factory) -> Path:
+    """The same files under a manifest without folds, so that a seed draws them."""
+    corpus = load_corpus("emodb", emodb_like, allow_partial=True)
+    folder = as_own_corpus(corpus, make_folds(corpus), tmp_path_factory.mktemp("own-corpus"))
+    lines = (folder / "manifest.csv").read_text(encoding="utf-8").splitlines()
+    (folder / "manifest.csv").write_text("".join(f"{line.partition(',')[2]}\n" for line in lines), encoding="utf-8")
     return folder
 
 

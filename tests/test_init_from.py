@@ -112,6 +112,24 @@ def test_what_a_fold_starts_from_learns_on_with_the_encoder(command, two_folds, 
     assert not any("pooled_" in name or "conv" in name for name in moved)
 
 
+def test_a_run_with_another_seed_is_started_from_unless_its_folds_differ(
+    command, own_corpus, audio_encoders, text_encoder, tmp_path, capsys
+):
+    """The seed draws weights and batches; the folds of a corpus without any are drawn by `split_seed`."""
+    own = ["csv", "--data_dir", str(own_corpus), "--num_folds", "3", *command[3:], "--projection_dim", "8"]
+    encoders = ("--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder)
+    main([*own, *encoders, "--seed", "1", "--output_dir", str(tmp_path / "first")])
+    try:
+        main([*own, "--init_from", str(tmp_path / "first"), "--seed", "2", "--output_dir", str(tmp_path / "second")])
+    except SystemExit:
+        assert "" == capsys.readouterr().err
+    protocols = [json.loads((tmp_path / run / "protocol.json").read_text()) for run in ("first", "second")]
+    assert protocols[0]["folds"] == protocols[1]["folds"] and protocols[1]["split_seed"] == 42
+    with pytest.raises(SystemExit):
+        main([*own, "--init_from", str(tmp_path / "first"), "--split_seed", "2", "--output_dir", str(tmp_path / "no")])
+    assert "validation and split_seed (42)." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -18,7 +18,7 @@ from lascl import train
 from lascl.evaluation.compare import compare_runs
 from lascl.evaluation.studies import compare_seeds, folder_name, study_table, summarise_study
 from lascl.evaluation.study_figures import geometry
-from lascl.study import as_options, in_words, main, read_variants, shard_of
+from lascl.study import Study, as_options, in_words, main, plan_runs, read_corpora, read_variants, shard_of
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,22 @@ def test_baselines_are_set_side_by_side(recipe, tmp_path, capsys, monkeypatch, w
     error = capsys.readouterr().err
     refusal = "holds a run of another recipe; different are: num_train_epochs (1.0 there, 2.0 here)"
     assert error.count(refusal) == 2 == error.count("\n")
+
+
+@pytest.mark.parametrize("validation", ["none", "speaker"])
+def test_the_seeds_of_a_study_test_the_same_utterances(recipe, own_corpus, tmp_path, validation):
+    """Or a mean over seeds would be one over test sets. `split_seed` draws others."""
+
+    def folds(**fields):
+        study = Study("mine", "csv", fields | {"validation": validation}, {"a": {}}, [42, 43, 44], "a")
+        typed = ["--data_dir", str(own_corpus), "--num_folds", "3", *recipe[7:]]
+        runs = plan_runs(study, typed, tmp_path)
+        read_corpora(runs)
+        assert [run.failure for run in runs] == [None] * 3
+        return [run.folds for run in runs]
+
+    assert folds()[0] == folds()[1] == folds()[2]
+    assert folds()[0] != folds(split_seed=7)[0]
 
 
 def test_a_variant_that_fails_loses_no_other(recipe, tmp_path, capsys, monkeypatch, without_reports):

@@ -44,6 +44,7 @@ HELP = {
     "protocol": "leave_one_session_out, leave_one_speaker_out, speaker_folds, manifest, emobox; default: the corpus's",
     "num_folds": "of speaker_folds, instead of the corpus's own folds",
     "validation": "none, or whole parts of the training side: session, speaker, manifest",
+    "split_seed": "draws the folds and who validates, where the protocol draws; seed does not change them",
     "selection": "the last epoch, or best_validation (UA); never by the test",
     "objective": "lascl; or supcon (eq. 4 without label embeddings, joined with cross entropy) or ce, to compare",
     "folds": "all, or some such as 1,3",
@@ -90,6 +91,12 @@ RECORDED = (
     "warmup_steps",
     "weight_decay",
 )
+# What a field means that an old `recipe.yaml` or `config.json` lacks: the value by which the code acted that wrote it.
+# Every field that is new in `Recipe`, in RECORDED or in FIXED_BY_WEIGHTS gets a line here, and keeps it: so old runs go
+# on, and old checkpoints are what they were. A function gets the old file's fields. Read by `with_absent` alone.
+WHEN_ABSENT = {
+    "split_seed": lambda old: old.get("seed", 42),
+}
 # Where a run is published is no part of it: whoever trains from its `recipe.yaml` again must not publish there.
 HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_main", "publish_text_encoder")
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
@@ -133,6 +140,8 @@ class Recipe:
         on_bad_audio: `error`, or `skip` to go on without files that cannot be used, listed in `RUN/skipped.csv`.
         corpus_options: its further arguments, as a mapping (JSON, on the command line).
         protocol, num_folds, validation: of `lascl.data.make_folds`.
+        split_seed: its `seed`. Runs that differ in `seed` alone have the same folds. Unless given, a run in
+            `init_from` brings its own.
         selection: `last`, or `best_validation`: the epoch with the highest UA in validation, the earliest of equals.
             Nothing is ever selected by the test.
         objective: `lascl` (eq. 9), or a baseline on the same data, seeds and budget: `supcon` (eq. 4 over utterances
@@ -164,6 +173,7 @@ class Recipe:
     protocol: str | None = None
     num_folds: int | None = None
     validation: str = "none"
+    split_seed: int = 42
     folds: str = "all"
     selection: str = "last"
     objective: str = "lascl"
@@ -319,6 +329,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     path = find_recipe(typed.pop("recipe"))
     fields = {**_read_recipe(path, kinds), **typed}
     output_dir = Path(fields.pop("output_dir", f"runs/{path.stem}"))
+    fields = {**_fields_of_old_runs(path, output_dir, fields.get("init_from")), **fields}
     if "per_device_train_batch_size" in fields:
         raise ValueError("per_device_train_batch_size is derived; set global_batch_size.")
     if fields.get("hub_token"):
@@ -369,6 +380,32 @@ def _read_recipe(path: Path, kinds: dict) -> dict:
                 fields[name] = kinds[name](value)  # YAML takes 1e-4 for text
             except ValueError:
                 raise ValueError(f"{path}: {name} must be a number; found {value!r}.") from None
+    return fields
+
+
+def with_absent(old: dict) -> dict:
+    """All fields of a `recipe.yaml` or `config.json` as today's code reads them: what it lacks, by `WHEN_ABSENT`."""
+    return {**{name: value(old) if callable(value) else value for name, value in WHEN_ABSENT.items()}, **old}
+
+
+def recorded_recipe(run_dir: str | Path) -> dict | None:
+    """The fields of a run's `recipe.yaml` as they stand there; `None` if there is no run."""
+    path = Path(run_dir) / "recipe.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _fields_of_old_runs(path: Path, output_dir: Path, init_from: str | None) -> dict:
+    """Fields that older runs decide, unless they are given: those that the run which is continued does not know yet, or
+    the run whose `recipe.yaml` is trained again, and the folds of the run that training starts from."""
+    fields = {}
+    start = recorded_recipe(init_from) if init_from else None
+    if start is not None:
+        fields["split_seed"] = with_absent(start)["split_seed"]
+    again = path.parent if path.name == "recipe.yaml" and path.with_name("environment.json").is_file() else None
+    for run_dir in (again, output_dir if any(output_dir.glob("fold-*")) else None):
+        old = recorded_recipe(run_dir) if run_dir else None
+        if old is not None:
+            fields |= {name: value for name, value in with_absent(old).items() if name not in old}
     return fields
 
 

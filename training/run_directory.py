@@ -19,11 +19,14 @@ import numpy as np
 import torch
 import yaml
 
-from lascl.training.recipe import NOT_IDENTITY, Recipe
+from lascl.training.recipe import NOT_IDENTITY, Recipe, recorded_recipe, with_absent
 
 
 def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> Path:
     """Makes the run directory, or continues in one whose recipe is the same. One without any fold is started anew.
+
+    A field that the run's recipe lacks, because older code wrote it, has the value by which that code acted
+    (`lascl.training.recipe.WHEN_ABSENT`).
 
     Writes `recipe.yaml` and `environment.json`.
 
@@ -40,7 +43,7 @@ def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> P
         raise ValueError(f"output_dir {run_dir} cannot be written (no permission). Choose another.")
     path = run_dir / "recipe.yaml"
     if path.is_file() and any(run_dir.glob("fold-*")):
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = with_absent(recorded_recipe(run_dir))
         # Through YAML, so that 1 and 1.0, lists and tuples compare as they were written.
         wanted_again = yaml.safe_load(yaml.safe_dump(wanted))
         changed = [
