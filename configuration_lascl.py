@@ -9,6 +9,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
+REDUCTIONS = ("mean", "bracket", "sum")  # what becomes of eq. 4's sum over anchors, see `joint_loss`
+
+
 class LaSCLConfig(PreTrainedConfig):
     r"""Configuration of a LaSCL model: an audio encoder, a text encoder for the labels, and what joins them.
 
@@ -46,6 +49,10 @@ class LaSCLConfig(PreTrainedConfig):
             lambda_1 of eq. 9, in [0, 1]. 0 leaves cross entropy alone, 1 leaves it out.
         divergence_weight (`float`, *optional*, defaults to 0.1):
             lambda_2 of eq. 9, at least 0.
+        contrastive_reduction (`str`, *optional*, defaults to `"mean"`):
+            What lambda_1 and lambda_2 weigh, with A the anchors of a batch that have a positive: `"mean"`, eq. 4 as a
+            mean over them beside eq. 6 as a sum; `"bracket"`, the bracket of eq. 9 divided by A, so that lambda_2 is
+            the paper's; `"sum"`, as printed. See `joint_loss`.
         label_anchors (`bool`, *optional*, defaults to `True`):
             Whether the label embeddings take part in eq. 4. `False` is the paper's "w/o label embedding".
         prediction_head (`str`, *optional*, defaults to `"label"`):
@@ -84,6 +91,7 @@ class LaSCLConfig(PreTrainedConfig):
     contrastive_temperature: float = 0.07
     contrastive_weight: float = 0.5
     divergence_weight: float = 0.1
+    contrastive_reduction: str = "mean"
     label_anchors: bool = True
     prediction_head: str = "label"
     classifier_labels: list | None = None
@@ -127,6 +135,7 @@ class LaSCLConfig(PreTrainedConfig):
         for field, allowed in (
             ("audio_pooling", ("mean", "max")),
             ("text_pooling", ("mean", "first")),
+            ("contrastive_reduction", REDUCTIONS),
             ("prediction_head", ("label", "classifier")),
         ):
             if getattr(self, field) not in allowed:

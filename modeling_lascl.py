@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 from transformers.utils.hub import cached_file, extract_commit_hash, hf_api
 
-from .configuration_lascl import LaSCLConfig
+from .configuration_lascl import REDUCTIONS, LaSCLConfig
 from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder
 
 
@@ -31,27 +31,45 @@ logger = logging.get_logger(__name__)
 # ------------------------------------------------------------------------------------------------------------ losses
 
 
-def supervised_contrastive_loss(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+def supervised_contrastive_loss(
+    embeddings: torch.Tensor, labels: torch.Tensor, temperature: float, *, contrastive_reduction: str = "mean"
+) -> torch.Tensor:
     r"""Supervised contrastive loss over all M embeddings as anchors (eq. 4).
 
-        L = mean_i  -1/|P(i)|  sum_{p in P(i)}  log  exp(sim(z_i, z_p)/tau) / sum_{j != i} exp(sim(z_i, z_j)/tau)
+        L_i = -1/|P(i)|  sum_{p in P(i)}  log  exp(sim(z_i, z_p)/tau) / sum_{j != i} exp(sim(z_i, z_j)/tau)
+        L   = sum_i L_i / A   (`mean`, `bracket`)   or   sum_i L_i   (`sum`)
 
-    with sim the cosine and P(i) the other embeddings with the label of i. Deviation: the paper writes a sum over
-    anchors; we take the mean over the anchors that have a positive, as the released code of Khosla et al. (2020,
-    arXiv:2004.11362) does, so that `contrastive_weight` weighs two means whatever the batch size.
+    with sim the cosine, P(i) the other embeddings with the label of i, and A the number of anchors whose P(i) is not
+    empty; the others add nothing. The paper prints the sum; the released code of Khosla et al. (2020,
+    arXiv:2004.11362) takes the mean, whose size does not grow with the batch.
 
     Args:
         embeddings: (M, D), any length: they are normalised here. A zero vector has cosine 0 to everything.
         labels: (M,) integers; equal means positive. Their values carry no order.
         temperature: tau, above 0.
+        contrastive_reduction: `mean`, `bracket` or `sum`. The first two differ in `joint_loss` alone.
 
     Returns:
         0-dim tensor of at least 0, float32 (float64 for float64 input). With no anchor that has a positive (one
         sample, or as many classes as samples): 0, in the graph.
 
     Raises:
-        ValueError: shapes that do not match, or a temperature not above 0.
+        ValueError: shapes that do not match, a temperature not above 0, or an unknown reduction.
     """
+    _check_reduction(contrastive_reduction)
+    total, num_anchors = _sum_over_anchors(embeddings, labels, temperature)
+    return total if contrastive_reduction == "sum" else total / num_anchors
+
+
+def _check_reduction(contrastive_reduction: str):
+    if contrastive_reduction not in REDUCTIONS:
+        raise ValueError(
+            f"contrastive_reduction must be one of {', '.join(REDUCTIONS)}; found {contrastive_reduction!r}."
+        )
+
+
+def _sum_over_anchors(embeddings, labels, temperature) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both 0-dim: eq. 4 as printed, and A, how many anchors have a positive; at least 1, to divide by."""
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"Expected embeddings (M, D) and labels (M,); found {tuple(embeddings.shape)} and {tuple(labels.shape)}."
@@ -68,7 +86,7 @@ def supervised_contrastive_loss(embeddings: torch.Tensor, labels: torch.Tensor, 
         log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (M, M)
         num_positives = is_positive.sum(dim=1)  # (M,)
         anchor_loss = -log_probability.masked_fill(~is_positive, 0).sum(dim=1) / num_positives.clamp(min=1)
-        return anchor_loss.sum() / (num_positives > 0).sum().clamp(min=1)
+        return anchor_loss.sum(), (num_positives > 0).sum().clamp(min=1)
 
 
 def label_divergence_loss(label_embeddings: torch.Tensor) -> torch.Tensor:
@@ -115,6 +133,7 @@ def joint_loss(
     contrastive_weight: float,
     divergence_weight: float,
     label_anchors: bool,
+    contrastive_reduction: str = "mean",
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""The training objective (eq. 9).
 
@@ -122,6 +141,18 @@ def joint_loss(
 
     L_SCL is eq. 4 over the union of audio and label embeddings (over the audio embeddings alone without
     `label_anchors`), L_Label eq. 6, L_CE eq. 8: the mean cross entropy of the classifier over the B rows.
+
+    Eq. 4 is printed as a sum over anchors and eq. 6 as one over the K (K - 1) ordered pairs of labels, but eq. 8 as a
+    mean. With A the anchors that have a positive (B + K of them at most; 0 counts as 1):
+
+        `mean`     L_SCL = sum / A,  L_Label as it is: one label pair weighs A times what eq. 9 gives it
+        `bracket`  L_SCL = sum / A,  L_Label / A: within the bracket lambda_2 weighs what eq. 9 gives it, and lambda_1
+                   a bracket whose size does not grow with the batch
+        `sum`      as printed: the bracket weighs A times what it does under `bracket`, against the same L_CE
+
+    So `mean` with lambda_2 / A is `bracket` with lambda_2, and without L_Label the two are one. A is of the rows that
+    are given here: of all processes and chunks, but of one micro-batch alone where gradients are accumulated. A
+    micro-batch has a smaller A, so `bracket` then weighs L_Label more, and `sum` the bracket less.
 
     Args:
         audio_embeds: (B, D), all views of all utterances (of all processes, in distributed training).
@@ -132,16 +163,18 @@ def joint_loss(
         contrastive_weight: lambda_1, in [0, 1].
         divergence_weight: lambda_2, at least 0.
         label_anchors: whether the label embeddings are anchors, positives and negatives of eq. 4.
+        contrastive_reduction: `mean`, `bracket` or `sum`, as above.
 
     Returns:
-        The loss (0-dim) and its unweighted terms, 0-dim tensors named `contrastive`, `divergence` and
-        `cross_entropy`. A term whose weight is 0 is not computed and not in the dict. An empty batch has cross
-        entropy 0, in the graph.
+        The loss (0-dim) and its terms before lambda_1 and lambda_2 but after the reduction, so that eq. 9 joins them to
+        the loss whatever the reduction: 0-dim tensors named `contrastive`, `divergence` and `cross_entropy`. A term
+        whose weight is 0 is not computed and not in the dict. An empty batch has cross entropy 0, in the graph.
 
     Raises:
-        ValueError: shapes that do not match, or (checked on CPU, where it costs no synchronisation) a label outside
-            [0, K).
+        ValueError: shapes that do not match, an unknown reduction, or (checked on CPU, where it costs no
+            synchronisation) a label outside [0, K).
     """
+    _check_reduction(contrastive_reduction)
     num_rows, num_labels = len(audio_embeds), len(label_embeds)
     if labels.shape != (num_rows,) or class_logits.shape != (num_rows, num_labels):
         raise ValueError(
@@ -161,10 +194,12 @@ def joint_loss(
             # Full precision first: under autocast `cat` would round one to the other's dtype.
             embeddings = torch.cat([_full_precision(audio_embeds), _full_precision(label_embeds)])  # (B + K, D)
             classes = torch.cat([labels, torch.arange(num_labels, device=labels.device, dtype=labels.dtype)])
-        terms["contrastive"] = supervised_contrastive_loss(embeddings, classes, contrastive_temperature)
+        total, num_anchors = _sum_over_anchors(embeddings, classes, contrastive_temperature)
+        terms["contrastive"] = total if contrastive_reduction == "sum" else total / num_anchors
         loss = loss + contrastive_weight * terms["contrastive"]
         if divergence_weight > 0:
-            terms["divergence"] = label_divergence_loss(label_embeds)
+            divergence = label_divergence_loss(label_embeds)
+            terms["divergence"] = divergence / num_anchors if contrastive_reduction == "bracket" else divergence
             loss = loss + contrastive_weight * divergence_weight * terms["divergence"]
     if contrastive_weight < 1:
         with torch.autocast(class_logits.device.type, enabled=False):
@@ -613,6 +648,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 contrastive_weight=self.config.contrastive_weight,
                 divergence_weight=self.config.divergence_weight,
                 label_anchors=self.config.label_anchors,
+                contrastive_reduction=self.config.contrastive_reduction,
             )
         return LaSCLOutput(
             loss=loss,

@@ -55,8 +55,9 @@ from lascl.training.trainer import build_batch_sampler
 KEYS = ("recipe", "seeds", "against", "choose", "variants", "vary", "paper")
 # What changes neither a step's time nor a checkpoint's size: variants that differ in nothing else are measured once.
 COSTS_NOTHING = (
-    *("contrastive_temperature", "contrastive_weight", "divergence_weight", "label_anchors", "prediction_head"),
-    *("objective", "seed", "split_seed", "folds", "validation", "selection", "protocol", "num_folds", "label_template"),
+    *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
+    *("label_anchors", "prediction_head", "label_template"),
+    *("objective", "seed", "split_seed", "folds", "validation", "selection", "protocol", "num_folds"),
 )
 MICRO_BATCH = {"cpu": 2, "cuda": 8}  # utterances of the step that `--dry_run` measures
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")

@@ -63,8 +63,8 @@ from lascl.training.trainer import build_batch_sampler
 
 # Of a checkpoint that training starts from, what the recipe decides nevertheless.
 LOSS_FIELDS = (
-    *("contrastive_temperature", "contrastive_weight", "divergence_weight", "label_anchors"),
-    *("prediction_head", "freeze_feature_encoder", "freeze_audio_encoder"),
+    *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
+    *("label_anchors", "prediction_head", "freeze_feature_encoder", "freeze_audio_encoder"),
 )
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
 NOT_LOGGED = ("_runtime", "_per_second", "data_wait_share", "peak_memory_mib", "total_flos")

@@ -46,6 +46,7 @@ RECIPE = {
     "temperature": 0.07,
     "contrastive_weight": 0.5,
     "divergence_weight": 0.1,
+    "contrastive_reduction": "mean",
     "projection_dim": 256,
     "learning_rate": 1e-3,
     "weight_decay": 0.01,
@@ -182,6 +183,7 @@ def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, trai
                 contrastive_weight=choice["contrastive_weight"],
                 divergence_weight=choice["divergence_weight"],
                 label_anchors=True,
+                contrastive_reduction=choice["contrastive_reduction"],
             )
             optimizer.zero_grad()
             loss.backward()

@@ -287,6 +287,29 @@ def test_small_corpus_choices(load, tmp_path, emodb_like, audio_encoders, text_e
         assert 0 <= float(row["UA"]) <= 100
 
 
+def test_contrastive_reduction(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):
+    """Every choice is trained and tabulated; the same command again trains nothing."""
+    monkeypatch.setattr(importlib.import_module("small_corpus_choices"), "PERIOD", 1)
+    module = load("contrastive_reduction", GRID=(0.1,))
+    monkeypatch.setattr(module.choices, "SEEDS", (1,))
+    monkeypatch.setattr(module.choices, "RECIPE", {**module.choices.RECIPE, "layers": (1, 2), "epochs": 1})
+    trained, answers = [], module.choices.answers
+    monkeypatch.setattr(
+        module.choices, "answers", lambda choice, *rest: trained.append(choice) or answers(choice, *rest)
+    )
+    options = ["--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder, "--allow_partial"]
+    command = [f"emodb={emodb_like}", *options, "--parts", str(tmp_path / "parts")]
+    module.main(command)
+    assert len(trained) == 6 * 10  # six choices, ten pairs of folds
+    wanted = {("mean", 0.0), ("mean", 0.1 / 71), ("mean", 0.1), ("bracket", 0.1), ("sum", 0.0), ("sum", 0.1)}
+    assert {(choice["contrastive_reduction"], choice["divergence_weight"]) for choice in trained} == wanted
+    found = checked_table(tmp_path, "contrastive_reduction", 6, ("less the reference's, points", "p"))
+    (tmp_path / "contrastive_reduction.json").unlink()
+    module.main(command)
+    assert len(trained) == 6 * 10
+    assert checked_table(tmp_path, "contrastive_reduction", 6, ("less the reference's, points", "p")) == found
+
+
 def test_synonyms(load, tmp_path, audio_encoders, text_encoder):
     """A label's own word is as good as the label; another label's word lands on that, and tells nothing of this one."""
     module = load("synonyms", SYNONYMS={"angry": ("angry",), "happy": ("sad",), "joy": ("unknown to this model",)})

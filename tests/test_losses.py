@@ -4,10 +4,12 @@ Expected values never come from the code under test: they come from the plain lo
 the paper line by line, from numbers worked out by hand in a comment, or from the torch call that a loss
 collapses to.
 
-One liberty with eq. 4: the paper writes a sum over the anchors; as in the code released by Khosla et al., the
-mean over the anchors that have a positive is taken, so that the value does not grow with the batch.
+One liberty with eq. 4: the paper writes a sum over the anchors; by default, as in the code released by Khosla et al.,
+the mean over the anchors that have a positive is taken, so that the value does not grow with the batch. What the other
+reductions do has a section of its own.
 """
 
+import inspect
 import math
 from decimal import Decimal, localcontext
 from types import SimpleNamespace
@@ -44,8 +46,8 @@ def cosine(u, v, arithmetic):
     return dot(u, v) / lengths if lengths else lengths  # a vector without direction is similar to nothing: 0
 
 
-def contrastive_by_loops(embeddings, labels, temperature, arithmetic=FLOAT):
-    """Eq. 4, the mean over the anchors that have a positive."""
+def anchors_by_loops(embeddings, labels, temperature, arithmetic=FLOAT):
+    """The summands of eq. 4, of the anchors that have a positive."""
     z, y, tau = numbers(embeddings, arithmetic), labels.tolist(), arithmetic.number(temperature)
     anchors = []
     for i in range(len(z)):
@@ -58,6 +60,12 @@ def contrastive_by_loops(embeddings, labels, temperature, arithmetic=FLOAT):
         for p in positives:
             total += arithmetic.log(arithmetic.exp(cosine(z[i], z[p], arithmetic) / tau) / denominator)
         anchors.append(-total / len(positives))
+    return anchors
+
+
+def contrastive_by_loops(embeddings, labels, temperature, arithmetic=FLOAT):
+    """Eq. 4, the mean over the anchors that have a positive."""
+    anchors = anchors_by_loops(embeddings, labels, temperature, arithmetic)
     return float(sum(anchors) / len(anchors)) if anchors else 0.0
 
 
@@ -143,7 +151,7 @@ def batch(utterances=5, views=2, dim=6, classes=4, seed=0, dtype=torch.float64, 
     )
 
 
-def joint(b, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True):
+def joint(b, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True, **reduction):
     return joint_loss(
         b.audio,
         b.label,
@@ -153,6 +161,7 @@ def joint(b, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True):
         contrastive_weight=lambda_1,
         divergence_weight=lambda_2,
         label_anchors=label_anchors,
+        **reduction,
     )
 
 
@@ -636,6 +645,145 @@ def test_joint_of_no_samples_is_the_weighted_divergence(label_anchors):
 
     value, _ = value_and_gradients(loss, b.audio, b.label, b.logits)
     assert value == close(0.5 * 0.1 * divergence_by_loops(b.label))
+
+
+# -------------------------------------------------------------------- what lambda_1 and lambda_2 weigh: reductions
+
+
+REDUCTIONS = ["mean", "bracket", "sum"]
+
+
+def reduced_by_loops(b, reduction, *, tau, lambda_1, lambda_2, label_anchors):
+    """Eq. 9 with the bracket as `reduction` has it, from sums over anchors and over pairs of labels."""
+    z, y = b.audio, b.labels
+    if label_anchors:
+        z, y = torch.cat([b.audio, b.label]), torch.cat([b.labels, torch.arange(len(b.label))])
+    anchors, pairs = anchors_by_loops(z, y, tau), divergence_by_loops(b.label)
+    num_anchors = len(anchors) or 1
+    bracket = {
+        "mean": sum(anchors) / num_anchors + lambda_2 * pairs,
+        "bracket": (sum(anchors) + lambda_2 * pairs) / num_anchors,
+        "sum": sum(anchors) + lambda_2 * pairs,
+    }[reduction]
+    cross_entropy = cross_entropy_by_loops(b.logits, b.labels) if len(b.labels) else 0.0
+    return lambda_1 * bracket + (1 - lambda_1) * cross_entropy
+
+
+def reduced(b, reduction, **weights):
+    """The loss and its terms, or a failure that says what is missing."""
+    assert "contrastive_reduction" in inspect.signature(joint_loss).parameters, "joint_loss knows no reduction"
+    return joint(b, contrastive_reduction=reduction, **weights)
+
+
+# Without positives, with classes that only a label has, with one class, one label, and no rows at all.
+REDUCED_BATCHES = {
+    "usual": {},
+    "three views, an absent class": {"utterances": 4, "views": 3, "classes": 5, "present": 3},
+    "one view": {"utterances": 6, "views": 1},
+    "one class present": {"present": 1},
+    "one sample": {"utterances": 1, "views": 1},
+    "K = 1": {"classes": 1},
+    "K = 1, one sample": {"utterances": 1, "views": 1, "classes": 1},
+    "more classes than samples": {"utterances": 2, "views": 1, "classes": 9},
+    "no rows": {"utterances": 0},
+}
+
+
+@pytest.mark.parametrize("label_anchors", [True, False])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("sizes", REDUCED_BATCHES.values(), ids=REDUCED_BATCHES.keys())
+def test_joint_is_equation_9_in_every_reduction_and_backward_reaches_all(sizes, reduction, label_anchors):
+    b = batch(**sizes)
+    for lambda_1, lambda_2 in [(0.5, 0.1), (0.9, 1.0), (1.0, 0.01), (0.3, 0.0)]:
+        weights = {"tau": 0.1, "lambda_1": lambda_1, "lambda_2": lambda_2, "label_anchors": label_anchors}
+        loss, terms = reduced(b, reduction, **weights)
+        assert loss.item() == close(reduced_by_loops(b, reduction, **weights), 1e-9)
+        # Eq. 9 joins the terms that are logged, in every reduction.
+        divergence, cross_entropy = (terms.get(name, torch.zeros(())) for name in ("divergence", "cross_entropy"))
+        bracket = terms["contrastive"] + lambda_2 * divergence
+        assert loss.item() == close((lambda_1 * bracket + (1 - lambda_1) * cross_entropy).item(), 1e-9)
+    weights = {"tau": 0.1, "lambda_1": 0.5, "lambda_2": 0.1, "label_anchors": label_anchors}
+
+    def loss_of(audio, label, logits):
+        inputs = SimpleNamespace(audio=audio, label=label, logits=logits, labels=b.labels)
+        return reduced(inputs, reduction, **weights)[0]
+
+    value_and_gradients(loss_of, b.audio, b.label, b.logits)
+
+
+def test_reductions_by_hand():
+    # The batch of `test_joint_by_hand`: A = 2 anchors (label 1 has no positive) of 0.313261688 each, sum 0.626523376;
+    # two pairs of labels, 1.386294361; cross entropy 0.693147181; both lambdas 1/2.
+    #   mean:    0.313261688 + 1.386294361 / 2       = 1.006408869
+    #   bracket: (0.626523376 + 1.386294361 / 2) / 2 = 0.659835278
+    #   sum:     0.626523376 + 1.386294361 / 2       = 1.319670557
+    # and the loss is the mean of that and of 0.693147181.
+    b = SimpleNamespace(
+        audio=torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+        label=torch.eye(2, dtype=torch.float64),
+        logits=torch.zeros(1, 2, dtype=torch.float64),
+        labels=torch.tensor([0]),
+    )
+    for reduction, bracket in zip(REDUCTIONS, [1.006408869, 0.659835278, 1.319670557], strict=True):
+        loss, _ = reduced(b, reduction, tau=1.0, lambda_2=0.5)
+        assert loss.item() == close((bracket + 0.693147181) / 2, 1e-8), reduction
+
+
+@pytest.mark.parametrize("label_anchors", [True, False])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_gradient_of_every_reduction_is_the_derivative(reduction, label_anchors):
+    b = batch(utterances=3, dim=3, classes=3)
+
+    def loss(audio, label, logits):
+        inputs = SimpleNamespace(audio=audio, label=label, logits=logits, labels=b.labels)
+        return reduced(inputs, reduction, tau=0.2, lambda_1=0.7, lambda_2=1.0, label_anchors=label_anchors)[0]
+
+    assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in (b.audio, b.label, b.logits)])
+
+
+@pytest.mark.parametrize("label_anchors", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_default_reduction_is_mean_to_the_bit(dtype, label_anchors):
+    b = batch(dtype=dtype)
+    before, terms_before = joint(b, label_anchors=label_anchors)
+    loss, terms = reduced(b, "mean", label_anchors=label_anchors)
+    assert torch.equal(loss, before)
+    assert terms.keys() == terms_before.keys()
+    assert all(torch.equal(terms[name], terms_before[name]) for name in terms)
+
+
+def test_bracket_is_mean_with_lambda_2_over_the_anchors_and_a_bracket_of_sum_over_them():
+    b = batch(utterances=16, views=2, classes=4)  # every row has its other view, every label a row: A = 32 + 4
+    assert set(b.labels.tolist()) == {0, 1, 2, 3}
+    bracket, terms = reduced(b, "bracket", lambda_2=0.1)
+    assert bracket.item() == close(reduced(b, "mean", lambda_2=0.1 / 36)[0].item())
+    _, terms_of_sum = reduced(b, "sum", lambda_2=0.1)
+    assert terms["contrastive"].item() == close(terms_of_sum["contrastive"].item() / 36)
+    assert terms["divergence"].item() == close(terms_of_sum["divergence"].item() / 36)
+    assert torch.equal(reduced(b, "bracket", lambda_2=0.0)[0], reduced(b, "mean", lambda_2=0.0)[0])
+
+
+def test_contrastive_alone_is_summed_as_printed_or_divided_by_the_anchors():
+    assert "contrastive_reduction" in inspect.signature(supervised_contrastive_loss).parameters
+    embeddings, labels = normal(9, 4), torch.tensor([0, 1, 0, 2, 1, 0, 3, 3, 4])  # 2 and 4 are alone: A = 7
+    anchors = anchors_by_loops(embeddings, labels, 0.1)
+    assert len(anchors) == 7
+    found = [
+        supervised_contrastive_loss(embeddings, labels, 0.1, contrastive_reduction=reduction).item()
+        for reduction in REDUCTIONS
+    ]
+    assert found == [close(sum(anchors) / 7), close(sum(anchors) / 7), close(sum(anchors))]
+
+
+def test_an_unknown_reduction_is_refused_and_named():
+    for run in (
+        lambda: reduced(batch(), "average"),
+        lambda: supervised_contrastive_loss(
+            normal(4, 3), torch.tensor([0, 0, 1, 1]), 0.1, contrastive_reduction="average"
+        ),
+    ):
+        with pytest.raises(ValueError, match="mean, bracket, sum; found 'average'"):
+            run()
 
 
 # --------------------------------------------------------------------------------------- precision and purity

@@ -66,6 +66,7 @@ HELP = {
     "contrastive_temperature": "tau of eq. 4",
     "contrastive_weight": "lambda_1 of eq. 9",
     "divergence_weight": "lambda_2 of eq. 9",
+    "contrastive_reduction": "mean, bracket (lambda_2 weighs what it does in eq. 9) or sum (eq. 4 as printed)",
     "label_anchors": "label embeddings take part in eq. 4",
     "lora_rank": "fine-tune the audio encoder by LoRA of this rank (needs peft); 0 trains all its weights",
     "prediction_head": "label or classifier",
@@ -195,6 +196,7 @@ class Recipe:
     contrastive_temperature: float = 0.07
     contrastive_weight: float = 0.5
     divergence_weight: float = 0.1
+    contrastive_reduction: str = "mean"
     label_anchors: bool = True
     prediction_head: str = "label"
     lora_rank: int = 0

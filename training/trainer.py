@@ -118,6 +118,7 @@ class LaSCLTrainer(Trainer):
             contrastive_weight=config.contrastive_weight,
             divergence_weight=config.divergence_weight,
             label_anchors=config.label_anchors,
+            contrastive_reduction=config.contrastive_reduction,
         )
         if model.training:
             self._running_means.add({"loss": loss, **terms}, *counts.sum(0)[1:])
