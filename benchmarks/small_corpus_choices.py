@@ -199,16 +199,16 @@ def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, trai
     return (audio_embeds @ label_embeds.T).argmax(-1).numpy()
 
 
-def validation_answers(choice: dict, encoded, corpus, folds, features: dict[str, torch.Tensor]) -> dict:
+def validation_answers(choice: dict, encoded, corpus, folds, features: dict[str, torch.Tensor], seeds=None) -> dict:
     """For every fold and seed, (fold, seed), the answers to the utterances of all other folds, each from a training
     that heard neither of the two: row of the corpus -> index of the label. Two folds share one training."""
-    ids, labels = corpus["id"][:], torch.tensor(corpus["label"][:])
-    found = {(fold.number, seed): {} for fold in folds for seed in SEEDS}
+    ids, labels, seeds = corpus["id"][:], torch.tensor(corpus["label"][:]), seeds or SEEDS
+    found = {(fold.number, seed): {} for fold in folds for seed in seeds}
     for one, other in itertools.combinations(folds, 2):
         held_out = {*one.test, *other.test}
         train = [row for row in range(len(corpus)) if row not in held_out]
         test = [*one.test, *other.test]
-        for seed in SEEDS:
+        for seed in seeds:
             chosen = answers(choice, encoded, ids, labels, train, test, features[choice["template"]], seed)
             told = dict(zip(test, chosen.tolist()))
             found[one.number, seed] |= {row: told[row] for row in other.test}

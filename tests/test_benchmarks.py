@@ -290,8 +290,7 @@ def test_small_corpus_choices(load, tmp_path, emodb_like, audio_encoders, text_e
 def test_contrastive_reduction(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):
     """Every choice is trained and tabulated; the same command again trains nothing."""
     monkeypatch.setattr(importlib.import_module("small_corpus_choices"), "PERIOD", 1)
-    module = load("contrastive_reduction", GRID=(0.1,))
-    monkeypatch.setattr(module.choices, "SEEDS", (1,))
+    module = load("contrastive_reduction", GRID=(0.1,), SEEDS=(1,))
     monkeypatch.setattr(module.choices, "RECIPE", {**module.choices.RECIPE, "layers": (1, 2), "epochs": 1})
     trained, answers = [], module.choices.answers
     monkeypatch.setattr(
