@@ -25,12 +25,16 @@ MODELS = {
     "without labels' embeddings": {"label_anchors": False, "divergence_weight": 0, "prediction_head": "classifier"},
     "contrastive alone": {"contrastive_weight": 1},
     "cross entropy alone": {"contrastive_weight": 0, "prediction_head": "classifier"},
+    "bracket": {"contrastive_reduction": "bracket", "divergence_weight": 1.0},
+    "sum": {"contrastive_reduction": "sum", "contrastive_weight": 0.1},
 }
 TRAINED_PARTS = {
     "joint": {"audio_encoder", "audio_projection", "text_projection", "classifier"},
     "without labels' embeddings": {"audio_encoder", "audio_projection", "classifier"},
     "contrastive alone": {"audio_encoder", "audio_projection", "text_projection"},
     "cross entropy alone": {"audio_encoder", "classifier"},
+    "bracket": {"audio_encoder", "audio_projection", "text_projection", "classifier"},
+    "sum": {"audio_encoder", "audio_projection", "text_projection", "classifier"},
 }
 
 

@@ -25,6 +25,8 @@ SETTINGS = {
     "no divergence": {"divergence_weight": 0},
     "cross entropy alone": {"contrastive_weight": 0, "prediction_head": "classifier"},
     "no cross entropy": {"contrastive_weight": 1},
+    "bracket": {"contrastive_reduction": "bracket", "divergence_weight": 0.7},
+    "sum": {"contrastive_reduction": "sum", "contrastive_weight": 0.3},
 }
 TERMS = {name: ["contrastive", "divergence", "cross_entropy"] for name in SETTINGS} | {
     "no divergence": ["contrastive", "cross_entropy"],
@@ -125,9 +127,10 @@ def terms_by_loops(outputs, labels, config):
         total = 1 + sum(math.exp(d[i][k]) for k in others)
         divergence -= sum(math.log(1 - math.exp(d[i][j]) / total) for j in others)
     entropies = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits, y, strict=True)]
+    reduction = getattr(config, "contrastive_reduction", "mean")
     return {
-        "contrastive": sum(anchors) / len(anchors),
-        "divergence": divergence,
+        "contrastive": sum(anchors) if reduction == "sum" else sum(anchors) / len(anchors),
+        "divergence": divergence / len(anchors) if reduction == "bracket" else divergence,
         "cross_entropy": sum(entropies) / len(entropies),
     }
 
