@@ -97,6 +97,7 @@ RECORDED = (
 # on, and old checkpoints are what they were. A function gets the old file's fields. Read by `with_absent` alone.
 WHEN_ABSENT = {
     "split_seed": lambda old: old.get("seed", 42),
+    "contrastive_reduction": "mean",
 }
 # Where a run is published is no part of it: whoever trains from its `recipe.yaml` again must not publish there.
 HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_main", "publish_text_encoder")
