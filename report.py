@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jinja2
 
-from lascl.evaluation.figures import draw_figures
+from lascl.evaluation.figures import draw_figures, numbered_names
 from lascl.evaluation.report_data import Run, best_epoch_on_test, latex_row, load_run
-from lascl.evaluation.results import results_table
+from lascl.evaluation.results import interval_of, per_cent, results_cells, results_table, why_no_interval
 from lascl.training.run_directory import write_text
 
 
@@ -58,7 +58,7 @@ def write_report(run_dir: str | Path) -> None:
     figures.mkdir(exist_ok=True)
     for plot in plots:
         (figures / f"{plot.name}.png").write_bytes(plot.png)
-    table = results_table(run.results)
+    fold_head, fold_rows, table_notes = results_cells(run.results)
     content = {
         "run": run,
         "recipe_text": (run_dir / "recipe.yaml").read_text(encoding="utf-8").strip(),
@@ -66,15 +66,13 @@ def write_report(run_dir: str | Path) -> None:
         "pooled": run.results["pooled"],
         "best_epoch": best_epoch_on_test(run.histories_by_fold),
         "num_speakers": len({row["speaker"] for row in run.rows}),
-        "table": table,
-        "fold_table": [
-            [cell.strip() for cell in line.strip("|").split("|")]
-            for line in table.splitlines()
-            if line.startswith("|") and not line.startswith("|---")
-        ],
-        "table_notes": [line for line in table.splitlines() if line and not line.startswith("|")],
+        "table": results_table(run.results),
+        "fold_head": fold_head,
+        "fold_rows": fold_rows,
+        "table_notes": table_notes,
         "caveats": caveats(run),
         "plots": plots,
+        "numbered": numbered_names(run),
         "left_out": left_out,
         "command": f"accelerate launch train.py {run.name}/recipe.yaml --output_dir {run.name}-again",
     }
@@ -87,6 +85,7 @@ def write_report(run_dir: str | Path) -> None:
         keep_trailing_newline=True,
     )
     environment.filters |= {"per_cent": per_cent, "data_uri": data_uri, "cell": markdown_cell}
+    environment.globals |= {"interval_of": interval_of, "why_no_interval": why_no_interval}
     write_text(run_dir / "report.html", environment.get_template("report.html").render(content))
     write_text(run_dir / "report.md", environment.get_template("report.md.jinja").render(content))
 
@@ -113,10 +112,6 @@ def caveats(run: Run) -> list[str]:
     if (run.environment.get("commit") or "").endswith("-dirty"):
         sentences.append("The code was not committed (its commit ends in -dirty): the run cannot be repeated exactly.")
     return sentences
-
-
-def per_cent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
 
 
 def data_uri(svg: bytes) -> str:

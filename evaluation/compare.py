@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from lascl.evaluation.intervals import speaker_counts, speaker_standard_error, t_interval
+from lascl.evaluation.intervals import ROUNDING, speaker_counts, speaker_standard_error, t_interval
 from lascl.evaluation.metrics import SCORES, scores_from_counts
 from lascl.evaluation.results import PROBABILITY, head_probabilities, read_run
 
@@ -18,7 +18,6 @@ from lascl.evaluation.results import PROBABILITY, head_probabilities, read_run
 NAMES = {"wa": "WA", "ua": "UA", "macro_f1": "macro-F1"}
 HEADS = {"model": "the model's own head", "label": "label head", "classifier": "classifier"}
 ALPHA = 0.05
-ROUNDING = 1e-12  # a difference or standard error below this is 0
 
 
 def compare_runs(run_a: str | Path, run_b: str | Path, *, head: str = "model", common: bool = False) -> dict:

@@ -5,6 +5,8 @@ matplotlib is imported where it is used and never through pyplot: nobody's backe
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE = str(Path(__file__).with_name("lascl.mplstyle"))
+# The first has what most labels need and comes with matplotlib; of the others, those that are installed draw the rest.
+FONTS = (
+    "DejaVu Sans",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *(
+        "WenQuanYi Zen Hei",
+        "Droid Sans Fallback",
+        "PingFang SC",
+        "Hiragino Sans GB",
+        "Hiragino Sans",
+        "Microsoft YaHei",
+    ),
+    *(
+        "SimHei",
+        "Yu Gothic",
+        "Apple SD Gothic Neo",
+        "Malgun Gothic",
+        "NanumGothic",
+        "Noto Sans Devanagari",
+        "Nirmala UI",
+    ),
+    *("Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Leelawadee UI", "Noto Sans", "Arial Unicode MS"),
+)
 # A second sign beside the colour: classes stay apart in grey print and for every eye.
 MARKERS = "os^DvPX*"
 MAX_TSNE_POINTS = 2000
@@ -55,8 +80,6 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
     Returns:
         The figures in the order of the report, and a sentence for each that is left out.
     """
-    import matplotlib.style
-
     plots, left_out = [], []
     drawings: dict[str, tuple[str, Callable]] = {
         "confusion": ("Confusion matrix", _confusion),
@@ -67,7 +90,9 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
         "reliability": ("Reliability", _reliability),
         "speakers": ("Speakers", _speakers),
     }
-    with matplotlib.style.context(STYLE):
+    numbers = numbered_names(run)
+    drawable = renamed(run, numbers)
+    with drawing_style():
         for name, (title, draw) in drawings.items():
             try:
                 figure, caption, alt = draw(run)
@@ -75,8 +100,67 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
                 if str(missing):
                     left_out.append(f"{title}: {missing}")
                 continue
-            plots.append(Plot(name, title, caption, alt, _file(figure, "png"), _file(figure, "svg")))
+            svg = _file(figure, "svg")  # its text stays text: whoever shows it has fonts of its own
+            if numbers:
+                figure, _, _ = draw(drawable)
+            plots.append(Plot(name, title, caption, alt, _file(figure, "png"), svg))
     return plots, left_out
+
+
+@contextlib.contextmanager
+def drawing_style():
+    """matplotlib's settings for the figures of LaSCL, for a while."""
+    import matplotlib.style
+
+    # The last, generic one is for who shows an SVG without any of them.
+    with matplotlib.style.context([STYLE, {"font.family": [*_installed_fonts(), "sans-serif"]}]):
+        yield
+
+
+def _installed_fonts() -> list[str]:
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    return [name for name in FONTS if name in installed]
+
+
+def numbered_names(run: Run) -> dict[str, str]:
+    """Of each label and speaker that no installed font of `FONTS` can draw, a number that stands for it in the PNG
+    files: labels as in the checkpoint from 0 on, speakers as `S1`, `S2`, in order of their names."""
+    from matplotlib import font_manager
+
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in _installed_fonts()]
+    known = set().union(*(font.get_charmap() for font in fonts))
+    names = {label: str(index) for index, label in enumerate(run.labels)}
+    speakers = sorted({row["speaker"] for row in run.rows} - names.keys())
+    names |= {speaker: f"S{number}" for number, speaker in enumerate(speakers, start=1)}
+    return {name: number for name, number in names.items() if not known.issuperset(map(ord, name))}
+
+
+def renamed(run: Run, names: dict[str, str]) -> Run:
+    """The run with other names for some of its labels and speakers."""
+    if not names:
+        return run
+
+    def column(name):
+        prefix = next((p for p in ("probability_classifier_", "probability_") if name.startswith(p)), "")
+        return prefix + names.get(name.removeprefix(prefix), name.removeprefix(prefix))
+
+    def new(name):
+        return names.get(name, name)
+
+    named = ("speaker", "reference", "prediction", "prediction_classifier")
+    predictions = {
+        number: [{column(key): new(value) if key in named else value for key, value in row.items()} for row in rows]
+        for number, rows in run.predictions.items()
+    }
+    embeddings = {
+        number: {**arrays, "labels": np.array([new(label) for label in arrays["labels"].tolist()])}
+        for number, arrays in run.embeddings.items()
+    }
+    pooled = {**run.results["pooled"], "labels": [new(label) for label in run.labels]}
+    results = {**run.results, "pooled": pooled}
+    return dataclasses.replace(run, results=results, predictions=predictions, embeddings=embeddings)
 
 
 def _file(figure: Figure, kind: str) -> bytes:
@@ -195,7 +279,7 @@ def _tsne(run: Run):
     counted = (
         f"{shown} of {total} test utterances, drawn at random," if shown < total else f"The {total} test utterances"
     )
-    labels = " and its label embeddings (large, named)" if run.has_label_space else ""
+    labels = " and its label embeddings (large and hollow)" if run.has_label_space else ""
     caption = (
         f"{counted} of fold {number}{labels}, t-SNE of cosine distances as in the "
         "paper's Fig. 3. Only neighbourhoods mean something here, not distances or sizes."
@@ -237,7 +321,6 @@ def _references(run: Run, number: int) -> np.ndarray:
 
 def _draw_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
     """Draws one fold's map; returns how many utterances are shown, and of how many."""
-    import matplotlib.patheffects
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
@@ -260,22 +343,19 @@ def _draw_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
         look = {"color": colour, "marker": marker, "linewidths": 0}
         size = 16 if large else 7
         axes.scatter(*utterances[rows].T, s=size, alpha=0.65, label=label, rasterized=True, **look)
+    # Hollow and without words, so that no utterance is hidden: colour and sign are in the legend.
     for label, (x, y) in zip(anchored, anchors):
         index = run.labels.index(label)
-        size = 150 if large else 55
-        axes.scatter(
-            x, y, s=size, color=f"C{index % 8}", marker=MARKERS[index % 8], edgecolors="black", linewidths=1.3, zorder=3
-        )
-        if large:
-            axes.annotate(
-                label,
-                (x, y),
-                xytext=(0, 10),
-                textcoords="offset points",
-                ha="center",
-                weight="bold",
-                zorder=4,
-                path_effects=[matplotlib.patheffects.withStroke(linewidth=3, foreground="white")],
+        for colour, width in (("black", 3.4), (f"C{index % 8}", 1.6)):
+            axes.scatter(
+                x,
+                y,
+                s=150 if large else 55,
+                facecolors="none",
+                edgecolors=colour,
+                linewidths=width if large else width * 0.7,
+                marker=MARKERS[index % 8],
+                zorder=3,
             )
     axes.set(xticks=[], yticks=[])
     axes.margins(0.08)

@@ -15,6 +15,7 @@ from lascl.evaluation.metrics import scores_from_counts
 
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # a difference or standard error below this is 0
 
 
 def speaker_counts(
@@ -88,19 +89,21 @@ def speaker_interval(
     """95 % intervals for scores of speakers like these: score +- t * `speaker_standard_error`.
 
     t is the 97.5 % quantile of Student's distribution with S - 1 degrees of freedom: S speakers are S observations.
-    The interval speaks of other speakers, not of another training run or corpus. Where all speakers score the same,
-    its width is 0: a bootstrap cannot see errors that did not occur.
+    The interval speaks of other speakers, not of another training run or corpus. Where all speakers score the same
+    there is none: a bootstrap cannot see errors that did not occur, and would answer with a width of 0.
 
     Args:
         counts, statistic, num_resamples, generator: as in `speaker_standard_error`; `statistic` gives fractions, by
             default WA, UA and macro-F1 of confusion matrices.
 
     Returns:
-        (M, 2): low and high of each value of the statistic, clipped to [0, 1]; None for a single speaker.
+        (M, 2): low and high of each value of the statistic, clipped to [0, 1], both NaN where no resample changes the
+        value; None for a single speaker.
     """
     if len(counts) < 2:
         return None
     error = speaker_standard_error(counts, statistic, num_resamples=num_resamples, generator=generator)
+    error = np.where(error > ROUNDING, error, np.nan)
     return np.clip(t_interval(statistic(counts.sum(axis=0)), error, len(counts)), 0, 1)
 
 

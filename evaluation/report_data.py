@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from lascl.evaluation.metrics import calibration_bins, sample_std
-from lascl.evaluation.results import SCORES, read_predictions
+from lascl.evaluation.results import SCORES, read_predictions, summarise_run
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Run:
 
     Args:
         name: of the folder.
-        results, recipe, environment: `results.json`, `recipe.yaml`, `environment.json`.
+        results: what `results.json` must say, computed from the predictions.
+        recipe, environment: `recipe.yaml`, `environment.json`.
         protocol: `protocol.json`; empty for a run without it.
         num_skipped: rows of `skipped.csv`.
         predictions: the rows of `predictions.csv` by fold number.
@@ -63,7 +64,8 @@ def load_run(run_dir: str | Path) -> Run:
     """Reads a run directory.
 
     Raises:
-        ValueError: no finished run is there, or a file of it cannot be read; the message names the file.
+        ValueError: no finished run is there, a file of it cannot be read, or `results.json` does not follow from the
+            predictions; the message names the file.
     """
     folder = Path(run_dir)
     for name in ("results.json", "recipe.yaml", "environment.json"):
@@ -78,20 +80,48 @@ def load_run(run_dir: str | Path) -> Run:
     for number in numbers:
         if not (folder / f"fold-{number}" / "predictions.csv").is_file():
             raise ValueError(f"{folder} has no fold-{number}/predictions.csv, which results.json speaks of.")
+    recipe, environment = parsed_file(folder / "recipe.yaml"), parsed_file(folder / "environment.json")
     protocol = folder / "protocol.json"
     histories = {number: folder / f"fold-{number}" / "log_history.json" for number in numbers}
     embeddings = {number: folder / f"fold-{number}" / "embeddings.npz" for number in numbers}
     return Run(
         name=folder.resolve().name,
-        results=results,
-        recipe=parsed_file(folder / "recipe.yaml"),
-        environment=parsed_file(folder / "environment.json"),
+        results=_recomputed(folder, results),
+        recipe=recipe,
+        environment=environment,
         protocol=parsed_file(protocol) if protocol.is_file() else {},
         num_skipped=_count_rows(folder / "skipped.csv"),
         predictions={number: read_predictions(folder / f"fold-{number}" / "predictions.csv") for number in numbers},
         histories={number: parsed_file(path) for number, path in histories.items() if path.is_file()},
         embeddings={number: _arrays(path) for number, path in embeddings.items() if path.is_file()},
     )
+
+
+def _recomputed(folder: Path, told: dict) -> dict:
+    """The scores of a run from its predictions. Raises ValueError where its files tell other ones."""
+    remedy = (
+        "One of the two was changed. If the predictions are right, give the training command again, which writes "
+        "results.json anew; else bring the old predictions.csv back."
+    )
+    try:
+        found = summarise_run(folder, told["pooled"]["labels"])
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error} {remedy}") from None
+    numbers = [[fold["fold"] for fold in results["folds"]] for results in (told, found)]
+    if numbers[0] != numbers[1]:
+        raise ValueError(
+            f"{folder}/results.json has the folds {numbers[0]}, the predictions are of {numbers[1]}. {remedy}"
+        )
+    parts = [(f"fold-{new['fold']}", old, new) for old, new in zip(told["folds"], found["folds"])]
+    for part, told_scores, scores in [*parts, ("all folds together", told["pooled"], found["pooled"])]:
+        for name in ("n", *SCORES, "confusion"):
+            old, new = told_scores.get(name), scores[name]
+            # What was summed in another order is the same.
+            if np.shape(old) != np.shape(new) or not np.allclose(old, new, rtol=0, atol=1e-9):
+                raise ValueError(
+                    f"{folder}, {part}: {name} is {old} in results.json and {new} in the predictions. {remedy}"
+                )
+    return found
 
 
 def parsed_file(path: Path):

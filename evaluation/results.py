@@ -101,17 +101,23 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
     Returns:
         `folds`: the scores of each fold, with its number under `fold`; `pooled`: of all utterances together, with
         `num_speakers` and, for both heads, `intervals`, the 95 % interval [low, high] of each score over speakers
-        (`lascl.evaluation.speaker_interval`), or None with one speaker; `mean` and `std`: over the folds (`std` with
+        (`lascl.evaluation.speaker_interval`), None for a score that is the same whichever speakers are drawn, and
+        None instead of all three with one speaker; `mean` and `std`: over the folds (`std` with
         n - 1, 0 for one fold); `improvised`, where `protocol.json` tells which utterances are (IEMOCAP): as `pooled`,
         of these alone. Fractions in [0, 1].
 
     Raises:
-        ValueError: an utterance that was tested twice.
+        ValueError: an utterance that was tested twice, no utterance in a fold, or a label that is none.
     """
     recipe = Path(run_dir) / "recipe.yaml"
     head = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("prediction_head") if recipe.is_file() else None
     runs_folds = read_run(run_dir)
-    folds = [{"fold": number, **score_rows(rows, labels, head)} for number, rows in runs_folds.items()]
+    folds = []
+    for number, rows in runs_folds.items():
+        try:
+            folds.append({"fold": number, **score_rows(rows, labels, head)})
+        except ValueError as error:
+            raise ValueError(f"fold-{number}/predictions.csv: {error}") from None
     rows = [row for rows in runs_folds.values() for row in rows]
     protocol = Path(run_dir) / "protocol.json"
     told = json.loads(protocol.read_text(encoding="utf-8")) if protocol.is_file() else {}
@@ -135,11 +141,15 @@ def _pooled(rows, labels, head) -> dict:
 
 def _intervals(rows, labels, column) -> dict | None:
     predictions, references, speakers = ([row[name] for row in rows] for name in (column, "reference", "speaker"))
-    intervals = speaker_interval(speaker_counts(predictions, references, speakers, labels))
+    return named_intervals(speaker_interval(speaker_counts(predictions, references, speakers, labels)))
+
+
+def named_intervals(intervals: np.ndarray | None) -> dict[str, list[float] | None] | None:
+    """What `speaker_interval` gives for the three scores, by their names; None where there is no interval."""
     if intervals is None:
         return None
     # Far finer than the resampling's own noise, and coarse enough that another scipy writes the same file.
-    return dict(zip(SCORES, intervals.round(6).tolist()))
+    return {name: ends if np.isfinite(ends).all() else None for name, ends in zip(SCORES, intervals.round(6).tolist())}
 
 
 def _over_folds(folds, function) -> dict:
@@ -150,42 +160,72 @@ def _over_folds(folds, function) -> dict:
     return {**summary(folds), "classifier": summary([fold["classifier"] for fold in folds])}
 
 
-def results_table(results: dict) -> str:
-    """`results.json` as a Markdown table in per cent, with what its brackets mean and the classes that a fold lacks."""
-    pooled, notes = results["pooled"], []
-    rows = [[fold["fold"], fold["n"], *map(_per_cent, _columns(fold))] for fold in results["folds"]]
-    means = [_per_cent(mean) for mean in _columns(results["mean"])]
+def results_cells(results: dict) -> tuple[list[str], list[list[str]], list[str]]:
+    """`results.json` as a table in per cent.
+
+    Returns:
+        The head; the rows, each as many cells: a fold each, then the mean over folds, then all utterances together;
+        and the notes under the table: what its brackets mean, why an interval is missing, and the classes that a fold
+        lacks.
+    """
+    head = ["fold", "utterances", "WA", "UA", "macro-F1", "WA, classifier", "UA, classifier"]
+    rows = [[str(fold["fold"]), str(fold["n"]), *map(per_cent, _columns(fold))] for fold in results["folds"]]
+    means = [per_cent(mean) for mean in _columns(results["mean"])]
     if len(results["folds"]) > 1:
-        means = [f"{mean} ± {_per_cent(std)}" for mean, std in zip(means, _columns(results["std"]))]
+        means = [f"{mean} ± {per_cent(std)}" for mean, std in zip(means, _columns(results["std"]))]
+    pooled = results["pooled"]
     together = {"pooled": pooled, "improvised only, pooled": results.get("improvised")}
-    if pooled.get("intervals"):
+    rows += [
+        ["mean over folds", "", *means],
+        *([name, str(scores["n"]), *_pooled_cells(scores)] for name, scores in together.items() if scores),
+    ]
+    notes = []
+    if any((pooled["intervals"] or {}).values()):
         notes.append(f"In brackets: 95 % interval over the {pooled['num_speakers']} speakers.")
+    notes += dict.fromkeys(f"{why_no_interval(pooled)}." for name in SCORES if not interval_of(pooled, name))
     notes += [
         f"Fold {fold['fold']} has no true {', '.join(fold['absent'])}: left out of its UA and macro-F1."
         for fold in results["folds"]
         if fold["absent"]
     ]
-    lines = [
-        "| fold | utterances | WA | UA | macro-F1 | WA, classifier | UA, classifier |",
-        "|---|---|---|---|---|---|---|",
-        *(f"| {' | '.join(map(str, row))} |" for row in rows),
-        f"| mean over folds | | {' | '.join(means)} |",
-        *(f"| {name} | {_pooled_cells(scores)} |" for name, scores in together.items() if scores),
-    ]
+    return head, rows, notes
+
+
+def results_table(results: dict) -> str:
+    """`results_cells` as a Markdown table, with its notes."""
+    head, rows, notes = results_cells(results)
+    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
-def _pooled_cells(scores: dict) -> str:
-    cells = [_per_cent(value) for value in _columns(scores)]
-    if scores.get("intervals"):
-        intervals = _columns({**scores["intervals"], "classifier": scores["classifier"]["intervals"]})
-        cells = [f"{cell} [{_per_cent(low)}, {_per_cent(high)}]" for cell, (low, high) in zip(cells, intervals)]
-    return " | ".join([str(scores["n"]), *cells])
+def interval_of(scores: dict, name: str) -> list[float] | None:
+    """[low, high] of a pooled score; None where speakers say nothing about it."""
+    return (scores["intervals"] or {}).get(name)
+
+
+def why_no_interval(scores: dict) -> str:
+    """The reason, of pooled scores that lack an interval."""
+    if scores["num_speakers"] == 1:
+        return "No interval: one speaker says nothing about others"
+    return f"No interval where the score is the same whichever of the {scores['num_speakers']} speakers are drawn"
+
+
+def with_interval(cell: str, interval: list[float] | None) -> str:
+    """A cell of a table with its interval in per cent, if there is one, in brackets."""
+    return cell if interval is None else f"{cell} [{per_cent(interval[0])}, {per_cent(interval[1])}]"
+
+
+def _pooled_cells(scores: dict) -> list[str]:
+    intervals = [interval_of(scores, name) for name in SCORES]
+    intervals += [interval_of(scores["classifier"], name) for name in ("wa", "ua")]
+    return [with_interval(per_cent(value), interval) for value, interval in zip(_columns(scores), intervals)]
 
 
 def _columns(scores: dict) -> list:
     return [*(scores[name] for name in SCORES), *(scores["classifier"][name] for name in ("wa", "ua"))]
 
 
-def _per_cent(fraction: float) -> str:
+def per_cent(fraction: float) -> str:
+    """With one decimal."""
     return f"{100 * fraction:.1f}"

@@ -14,7 +14,7 @@ from lascl.evaluation.compare import NAMES, _sentence, compare_runs, paired_diff
 from lascl.evaluation.intervals import speaker_counts, speaker_interval
 from lascl.evaluation.metrics import SCORES, sample_std, scores_from_counts
 from lascl.evaluation.report_data import parsed_file
-from lascl.evaluation.results import read_run, score_rows
+from lascl.evaluation.results import interval_of, named_intervals, read_run, score_rows, with_interval
 
 
 def folder_name(variant: str) -> str:
@@ -144,7 +144,7 @@ def _interval_over_seeds(runs: list[Path]) -> dict | None:
     labels = sorted({label for seed in by_seed for label in seed["labels"]})
     counts = np.stack([_counts(seed, labels) for seed in by_seed], axis=1)  # (S, R, K, K)
     intervals = speaker_interval(counts, lambda sums: scores_from_counts(sums).mean(axis=-2))
-    return None if intervals is None else dict(zip(SCORES, intervals.round(6).tolist()))
+    return named_intervals(intervals)
 
 
 def study_table(results: dict) -> str:
@@ -169,7 +169,7 @@ def study_table(results: dict) -> str:
     spread = "In brackets 95 % intervals over speakers"
     if several:
         spread = f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
-        if any(variant["intervals"] for variant in results["variants"]):
+        if any(interval_of(variant, score) for variant in results["variants"] for score in SCORES):
             spread += ", in brackets 95 % intervals of the mean over speakers"
         test = "p of a paired test over speakers on the same utterances, their rightness averaged over the seeds."
     lines += ["", f"{spread}; {test}", ""]
@@ -186,8 +186,7 @@ def _cell(variant: dict, score: str, several: bool) -> str:
     cell = f"{100 * variant[score]['mean']:.1f}"
     if several:
         cell += f" ± {100 * variant[score]['std']:.1f}"
-    interval = (variant["intervals"] or {}).get(score)
-    return f"{cell} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else cell
+    return with_interval(cell, interval_of(variant, score))
 
 
 def _papers(paper: dict, name: str) -> str:
@@ -247,7 +246,7 @@ def choose_on_validation(study: Path, names: list[str], seeds: list[int]) -> dic
         },
         "chosen": chosen,
         **{score: _over_seeds([run[score] for run in scores]) for score in SCORES},
-        "intervals": None if intervals is None else dict(zip(SCORES, intervals.round(6).tolist())),
+        "intervals": named_intervals(intervals),
     }
 
 

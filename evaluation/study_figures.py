@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lascl.evaluation.figures import STYLE, Missing, _confusion, _file, _references, _tsne
+from lascl.evaluation.figures import (
+    Missing,
+    _confusion,
+    _file,
+    _references,
+    _tsne,
+    drawing_style,
+    numbered_names,
+    renamed,
+)
 from lascl.evaluation.report_data import Run, load_run
 
 
@@ -51,8 +60,6 @@ def write_pairs(figures: Path, names: tuple[str, str], run_dirs: tuple[Path, Pat
     Raises:
         ValueError: no finished run is there, or a file of it is damaged.
     """
-    import matplotlib.style
-
     runs = [load_run(run_dir) for run_dir in run_dirs]
     figures.mkdir(exist_ok=True)
     first, second = ({row["id"] for row in run.rows} for run in runs)
@@ -60,10 +67,11 @@ def write_pairs(figures: Path, names: tuple[str, str], run_dirs: tuple[Path, Pat
         return f"Figures are left out: {names[0]} and {names[1]} did not test the same utterances."
     sections = []
     titles = {"confusion": "Confusion matrices, as the paper's Figure 2", "tsne": "t-SNE, as the paper's Figure 3"}
-    with matplotlib.style.context(STYLE):
+    drawable = [renamed(run, numbered_names(run)) for run in runs]
+    with drawing_style():
         for kind, draw in (("confusion", _confusion), ("tsne", _tsne)):
             try:
-                drawn = [draw(run) for run in runs]
+                drawn = [draw(run) for run in drawable]
             except Missing as missing:
                 sections.append(f"{titles[kind]}: {missing}")
                 continue

@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lascl.data.public_corpora import PUBLIC_CORPORA
 from lascl.evaluation.report_data import best_epoch_on_test, parsed_file
-from lascl.evaluation.results import read_predictions, score_rows
-from lascl.report import markdown_cell, per_cent
+from lascl.evaluation.results import interval_of, per_cent, read_predictions, score_rows, with_interval
+from lascl.report import markdown_cell
 from lascl.training.recipe import Recipe
 
 
@@ -146,7 +146,7 @@ def fold_card(
         random=[kind for kind in encoders if isinstance(recipe[f"{kind}_encoder"], dict)],
         table=table,
         num_folds_done=len(results["folds"]) if results else 0,
-        interval_speakers=results["pooled"]["num_speakers"] if results and results["pooled"]["intervals"] else 0,
+        interval_speakers=results["pooled"]["num_speakers"] if results and _has_interval(results["pooled"]) else 0,
         figures={name: text for name, text in FIGURES.items() if (run_dir / "figures" / f"{name}.png").is_file()},
         environment=environment,
         commit=commit,
@@ -212,11 +212,12 @@ def _over_folds(run_dir: Path, results: dict) -> list[list]:
         best = _best_epoch(run_dir, numbers)
         held_out, best = _spread(results["mean"], results["std"]), _spread(*(best or {}).values())
         rows.append([f"mean over {len(numbers)} folds", "", *held_out, *best])
-    cells = _spread(pooled)
-    if pooled["intervals"]:
-        low_high = [pooled["intervals"][score] for score in ("wa", "ua")]
-        cells = [f"{cell} [{per_cent(low)}, {per_cent(high)}]" for cell, (low, high) in zip(cells, low_high)]
+    cells = [with_interval(cell, interval_of(pooled, score)) for cell, score in zip(_spread(pooled), ("wa", "ua"))]
     return [*rows, ["pooled", pooled["n"], *cells, "", ""]]
+
+
+def _has_interval(pooled: dict) -> bool:
+    return any(interval_of(pooled, score) for score in ("wa", "ua"))
 
 
 def _spread(mean: dict | None = None, std: dict | None = None) -> list[str]:

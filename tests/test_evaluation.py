@@ -176,7 +176,24 @@ def test_the_pooled_scores_carry_intervals_over_speakers(run_dir):
     results = summarise_run(run_dir, ["a", "b"])
     assert results["pooled"]["num_speakers"] == 1
     assert results["pooled"]["intervals"] is results["pooled"]["classifier"]["intervals"] is None
-    assert "| pooled | 1 | 0.0 |" in results_table(results) and "interval" not in results_table(results)
+    assert "| pooled | 1 | 0.0 |" in results_table(results)
+    assert "No interval: one speaker says nothing about others." in results_table(results)
+
+
+def test_speakers_who_score_alike_have_no_interval_and_the_table_says_why(tmp_path):
+    (tmp_path / "fold-1").mkdir()
+    # Each speaker has an a and a b; the classifier misses one b.
+    rows = "id,speaker,reference,prediction,prediction_classifier\nu0,s0,a,a,a\nu1,s1,a,a,a\nu2,s0,b,b,b\nu3,s1,b,b,a\n"
+    (tmp_path / "fold-1" / "predictions.csv").write_text(rows)
+    results = summarise_run(tmp_path, ["a", "b"])
+    assert results["pooled"]["ua"] == 1
+    assert results["pooled"]["intervals"] == {"wa": None, "ua": None, "macro_f1": None}
+    assert results["pooled"]["classifier"]["intervals"]["wa"] is not None
+    table = results_table(results)
+    assert "| pooled | 4 | 100.0 | 100.0 | 100.0 | 75.0 [0.0, 100.0] |" in table
+    assert "No interval where the score is the same whichever of the 2 speakers are drawn." in table
+    assert "[100.0, 100.0]" not in table
+    json.dumps(results, allow_nan=False)
 
 
 def test_calibration_is_that_of_the_head_that_predicted(tmp_path):

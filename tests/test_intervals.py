@@ -81,8 +81,10 @@ def test_the_speakers_counts_hold_all_that_scores_need(seed, num_speakers):
     assert (intervals is None) == (len(counts) == 1)
     if intervals is not None:
         estimate = scores_from_counts(counts.sum(axis=0))
-        assert np.all((intervals >= 0) & (intervals <= 1))
-        assert np.all((intervals[:, 0] <= estimate) & (estimate <= intervals[:, 1]))
+        there = np.isfinite(intervals).all(axis=1)  # not where the few speakers of a draw score alike
+        assert np.all((intervals[there] >= 0) & (intervals[there] <= 1))
+        assert np.all((intervals[there, 0] <= estimate[there]) & (estimate[there] <= intervals[there, 1]))
+        assert np.all(intervals[there, 0] < intervals[there, 1])
 
 
 def test_a_resample_without_a_class_is_scored_over_the_others():
@@ -102,6 +104,6 @@ def test_equal_seeds_give_equal_intervals_and_little_speaks_of_nothing():
     with pytest.raises(ValueError, match="at least two of them; found 1"):
         speaker_standard_error(counts[:1], scores_from_counts)
     perfect = np.tile(np.eye(K, dtype=int), (5, 1, 1))
-    assert speaker_interval(perfect).tolist() == [[1, 1]] * 3
+    assert np.isnan(speaker_interval(perfect)).all()  # a width of 0 would be a claim
     with pytest.raises(ValueError, match="'c' is not one of the labels"):
         speaker_counts(["c"], ["a"], ["s"], ["a", "b"])

@@ -1,16 +1,20 @@
 """The report: its numbers are those of the run's files, it stands alone, and a browser shows it at every width."""
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import yaml
+from conftest import read_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -183,6 +187,90 @@ def test_an_old_run_goes_without_what_it_lacks(tmp_path):
         assert "best epoch on test" not in text.lower()
 
 
+def test_scores_that_do_not_follow_from_the_predictions_are_refused_by_fold(run_dir, tmp_path, capsys):
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    path = copy / "fold-2" / "predictions.csv"
+    rows = read_csv(path)
+    rows[1]["prediction"] = LABELS[2]  # was right: UA of fold 2 falls from 50 to 0
+    write_csv(path, rows)
+    before = (copy / "report.html").read_bytes()
+    exits = []
+    for arguments in ([], ["--latex"]):
+        try:
+            main([str(copy), *arguments])
+        except SystemExit as exit:
+            exits.append(exit.code)
+    error = capsys.readouterr().err
+    assert exits == [2, 2], "the report was written over falsified predictions"
+    assert "fold-2" in error and "fold-1" not in error and "0.5 in results.json and 0.0 in the predictions" in error
+    assert (copy / "report.html").read_bytes() == before
+
+
+def test_a_label_that_is_none_and_a_fold_that_is_not_told_are_refused_by_fold(run_dir, tmp_path):
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    path = copy / "fold-1" / "predictions.csv"
+    rows = read_csv(path)
+    shutil.copytree(copy / "fold-2", copy / "fold-3")
+    write_csv(copy / "fold-3" / "predictions.csv", [{**row, "id": f"3-{n}"} for n, row in enumerate(rows)])
+    with pytest.raises(ValueError, match=r"has the folds \[1, 2\], the predictions are of \[1, 2, 3\]"):
+        write_report(copy)
+    shutil.rmtree(copy / "fold-3")
+    write_csv(path, [{**row, "reference": "rage"} for row in rows])
+    with pytest.raises(ValueError, match=r"fold-1/predictions.csv: 'rage' is not one of the labels"):
+        write_report(copy)
+
+
+def test_speakers_who_score_alike_have_no_interval_on_the_page(tmp_path):
+    run = make_run(tmp_path / "run", {1: [(0, 0, "s1"), (1, 1, "s1"), (0, 0, "s2"), (1, 1, "s2")]})
+    write_report(run)
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert "100.0 to 100.0" not in page.text and "[100.0, 100.0]" not in page.text
+    assert page.text.count("same whichever of the 2 speakers are drawn") == 3  # UA, WA, under the table
+
+
+def svg_texts(page):
+    """The texts of a page's pictures, by the first word of their description."""
+    pictures = {}
+    for tag, attributes in page.tags:
+        if tag == "img":
+            svg = base64.b64decode(attributes["src"].partition("base64,")[2]).decode()
+            pictures[attributes["alt"].split(" ")[0]] = re.findall(r"<text [^>]*>([^<]*)<", svg)
+    return pictures
+
+
+def test_names_that_no_font_has_stay_text_in_the_page_and_become_numbers_in_pictures(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "LABELS", ["anger", "生气", "高兴"])
+    run = make_run(tmp_path / "run", {1: [(0, 0, "李"), (1, 1, "李"), (1, 2, "s2"), (2, 2, "s2"), (0, 1, "s2")]})
+    monkeypatch.setattr(figures_module, "FONTS", ("DejaVu Sans",), raising=False)  # as if no other were installed
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_report(run)
+    pictures = svg_texts(Page((run / "report.html").read_text(encoding="utf-8")))
+    assert "生气" in pictures.get("Confusion", ()), "the label is drawn as shapes, boxes where the font lacks it"
+    assert "高兴" in pictures["t-SNE"] and any(text.startswith("李") for text in pictures["Share"])
+    assert "the pictures number them: 1 生气, 2 高兴, S2 李." in (run / "report.md").read_text(encoding="utf-8")
+    glyphs = [str(warning.message) for warning in caught if "lyph" in str(warning.message)]
+    drawn = [Path(frame).name for frame in (run / "figures").iterdir()]
+    assert len(drawn) == 6 and not [text for text in glyphs if "png" in text]
+
+
+def test_an_installed_font_that_has_the_letters_is_used(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "LABELS", ["anger", "\U0001d4b6", "joy"])  # a script a: not in DejaVu Sans
+    run = load_run(make_run(tmp_path / "run"))
+    monkeypatch.setattr(figures_module, "FONTS", ("DejaVu Sans", "no such font", "STIXGeneral"))
+    assert figures_module.numbered_names(run) == {}
+    monkeypatch.setattr(figures_module, "FONTS", ("DejaVu Sans",))
+    assert figures_module.numbered_names(run) == {"\U0001d4b6": "1"}
+
+
+def test_no_word_lies_over_the_points_of_a_map(run_dir):
+    with figures_module.drawing_style():
+        figure, caption, _ = figures_module._tsne(load_run(run_dir))
+    (axes,) = figure.axes
+    assert not axes.texts and "large and hollow" in caption
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(LABELS)
+
+
 def test_a_baseline_is_not_shown_with_label_embeddings_that_nothing_trained(tmp_path):
     folder = make_run(tmp_path / "ce")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -190,7 +278,7 @@ def test_a_baseline_is_not_shown_with_label_embeddings_that_nothing_trained(tmp_
     plots, left_out = draw_figures(load_run(folder))
     words = {plot.name: f"{plot.caption} {plot.alt}" for plot in plots}
     assert left_out == ["Label similarities: left out, this objective trains no label embeddings."]
-    assert "label embeddings (large, named)" not in words["tsne"] and "nearest label" not in words["tsne"]
+    assert "large and hollow" not in words["tsne"] and "nearest label" not in words["tsne"]
     assert "label head" not in words["reliability"] and "classifier head" in words["reliability"]
 
 
