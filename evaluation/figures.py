@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -100,7 +101,10 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
                 if str(missing):
                     left_out.append(f"{title}: {missing}")
                 continue
-            svg = _file(figure, "svg")  # its text stays text: whoever shows it has fonts of its own
+            with warnings.catch_warnings():
+                # Its text stays text, and whoever shows it has fonts of its own; here it is only measured.
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
+                svg = _file(figure, "svg")
             if numbers:
                 figure, _, _ = draw(drawable)
             plots.append(Plot(name, title, caption, alt, _file(figure, "png"), svg))

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from html.parser import HTMLParser
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -249,9 +248,7 @@ def test_names_that_no_font_has_stay_text_in_the_page_and_become_numbers_in_pict
     assert "生气" in pictures.get("Confusion", ()), "the label is drawn as shapes, boxes where the font lacks it"
     assert "高兴" in pictures["t-SNE"] and any(text.startswith("李") for text in pictures["Share"])
     assert "the pictures number them: 1 生气, 2 高兴, S2 李." in (run / "report.md").read_text(encoding="utf-8")
-    glyphs = [str(warning.message) for warning in caught if "lyph" in str(warning.message)]
-    drawn = [Path(frame).name for frame in (run / "figures").iterdir()]
-    assert len(drawn) == 6 and not [text for text in glyphs if "png" in text]
+    assert not [warning for warning in caught if "Glyph" in str(warning.message)]  # a box in a picture
 
 
 def test_an_installed_font_that_has_the_letters_is_used(tmp_path, monkeypatch):
