@@ -253,7 +253,7 @@ def encode_audio(
                 f"{inputs.shape[-1]}. Use the feature extractor saved with the checkpoint (its chunk_length is the "
                 "window)."
             )
-        looked_at = not (encoder.training or attention_mask is None or torch.onnx.is_in_onnx_export())
+        looked_at = not (encoder.training or attention_mask is None or has_no_values(inputs))
         if looked_at and bool(attention_mask[:, -1].any()):
             # Its stock extractor cuts in silence; all that is left to see here is a window without room.
             logger.warning_once(
@@ -287,6 +287,50 @@ def frame_mask(
         # Samples or mel frames alike: both are a whole multiple of the encoder's frames.
         return attention_mask[:, :: attention_mask.shape[1] // num_frames][:, :num_frames].bool()
     return encoder._get_feature_vector_attention_mask(num_frames, attention_mask).bool()
+
+
+def refuse_odd_audio(
+    encoder: PreTrainedModel, inputs: torch.Tensor, attention_mask: torch.Tensor | None, pooled: torch.Tensor
+):
+    """Refuses what could only be answered by a guess. One look at a batch, which a GPU has to be waited for; none
+    where `has_no_values`.
+
+    Args:
+        encoder, inputs, attention_mask: as for `encode_audio`.
+        pooled: (B, C), what came out.
+
+    Raises:
+        ValueError: a row shorter than one frame of the encoder (of Whisper, without any), NaN or infinite values, or
+            a result that is not finite although the input is.
+    """
+    if has_no_values(inputs):
+        return
+    needed = samples_of_one_frame(encoder) or 1
+    whole = torch.full((len(inputs),), inputs.shape[-1], device=inputs.device)
+    lengths = whole if attention_mask is None else attention_mask.sum(-1)  # (B,)
+    is_finite = inputs.flatten(1).isfinite().all(-1)  # (B,)
+    if bool(((lengths >= needed) & is_finite & pooled.isfinite().all(-1)).all()):
+        return
+    for row, (length, finite) in enumerate(zip(lengths.tolist(), is_finite.tolist())):
+        audio = "The audio" if len(inputs) == 1 else f"The audio in row {row} of the batch"
+        if length == 0:
+            raise ValueError(f"{audio} is empty: it has no samples. Leave it out.")
+        if length < needed:
+            raise ValueError(
+                f"{audio} is too short: it has {length} samples, and one frame of this encoder needs {needed}. Leave "
+                "it out."
+            )
+        if not finite:
+            raise ValueError(f"{audio} holds NaN or infinite values. Repair it or leave it out.")
+    raise ValueError(
+        f"The audio encoder's states are not finite in {pooled.dtype}, although the audio is. Load the model with "
+        "dtype=torch.bfloat16 or torch.float32."
+    )
+
+
+def has_no_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor cannot be looked at: a graph is being traced, compiled or exported, or it is a mere shape."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.device.type == "meta"
 
 
 def samples_of_one_frame(encoder: PreTrainedModel) -> int | None:

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.hub import cached_file, extract_commit_hash, hf_api
 
 from .configuration_lascl import REDUCTIONS, LaSCLConfig
-from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder
+from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder, refuse_odd_audio
 
 
 logger = logging.get_logger(__name__)
@@ -325,6 +325,9 @@ class LaSCLModel(LaSCLPreTrainedModel):
     The text encoder is frozen and the labels are few, so its output H_t is a constant: it is kept as the buffer
     `label_features` (K, d_t), and the text encoder is in memory only while `set_labels` runs. A model made from a bare
     configuration has no label features yet.
+
+    In evaluation mode, audio that could only be answered by a guess is refused, see `forward`; whoever has looked at
+    the audio before sets the attribute `takes_odd_audio`.
     """
 
     def __init__(self, config: LaSCLConfig):
@@ -345,6 +348,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
             self.register_buffer("pooled_std", torch.ones(d_a))
         self.register_buffer("label_features", torch.full((config.num_labels, d_t), float("nan")))
         self._has_label_features = False
+        self.takes_odd_audio = False
         self.main_input_name = self.audio_encoder.main_input_name
         self.post_init()
         self.freeze_constants()
@@ -409,7 +413,8 @@ class LaSCLModel(LaSCLPreTrainedModel):
 
         Raises:
             ValueError: none or several of the inputs; no labels set yet; Whisper features of another length than its
-                window.
+                window; and, in evaluation mode, audio that is empty, shorter than one frame of the encoder, or holds
+                NaN or infinite values, unless `takes_odd_audio` is set.
         """
         pooled = self._pool_audio(input_values, input_features, attention_mask, pooled_audio)
         return LaSCLOutput(
@@ -435,6 +440,8 @@ class LaSCLModel(LaSCLPreTrainedModel):
             pooled = torch.cat([pool(hidden[number], mask) for number in numbers], dim=-1)
         else:
             pooled = pool(hidden, mask)
+        if not self.training and not self.takes_odd_audio:
+            refuse_odd_audio(self.audio_encoder, inputs, attention_mask, pooled)
         return self.standardise(pooled)
 
     def standardise(self, pooled: torch.Tensor) -> torch.Tensor:

@@ -74,6 +74,7 @@ class Recogniser:
         if not isinstance(config, LaSCLConfig):
             raise ValueError(f"{name_or_path} is of the type {config.model_type!r}, not a LaSCL checkpoint.")
         model = LaSCLForAudioClassification.from_pretrained(name_or_path, dtype=torch.float32, **where).eval()
+        model.lascl.takes_odd_audio = True  # one recording of a batch must not keep the others from their answers
         feature_extractor = AutoFeatureExtractor.from_pretrained(name_or_path, **where)
         # A checkpoint may have been saved with other words.
         trained, template = config.classifier_labels or config.labels, config.label_template

@@ -33,6 +33,7 @@ def predict_fold(
     """
     state = PartialState()
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32).eval().to(state.device)
+    model.lascl.takes_odd_audio = True  # as training does: every file was looked at
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
     rows = fold.test[state.process_index :: state.num_processes]
     dataset = SpeechDataset(corpus, rows, sampling_rate=extractor.sampling_rate, max_duration_s=max_duration_s)

@@ -145,6 +145,15 @@ class LaSCLTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):  # data loaders draw from the CPU's
             return super().evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, *args, **kwargs):
+        """Stock's; a clip of a few samples, on which training goes on, is scored too."""
+        backbone = self.accelerator.unwrap_model(self.model).base_model
+        before, backbone.takes_odd_audio = backbone.takes_odd_audio, True
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            backbone.takes_odd_audio = before
+
     def log(self, logs, start_time=None):
         """Adds the mean of each loss term since the last log, the share of the input that was padding, and what the
         steps cost (`StepClock`).
