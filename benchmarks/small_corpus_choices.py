@@ -98,7 +98,7 @@ CHOICES = {
 PERIOD, BATCH_SIZE, SEEDS = 8, 32, (42, 43, 44)
 
 
-def encode(corpus, audio_encoder: str, max_duration_s: float) -> torch.Tensor:
+def encode(corpus, audio_encoder: str, max_duration_s: float, period: int | None = None) -> torch.Tensor:
     """(1 + E, N, L, width): mean over frames of every hidden state; the clean view, then E augmented ones."""
     longest_s = min(max(corpus["duration_s"][:]), max_duration_s)
     encoder, extractor = load_listener(audio_encoder, longest_s)
@@ -109,7 +109,7 @@ def encode(corpus, audio_encoder: str, max_duration_s: float) -> torch.Tensor:
         max_duration_s=longest_s,
         augmentation="mixed",
         num_views=2,
-        augmentation_period=PERIOD,
+        augmentation_period=period or PERIOD,
         seed=SEEDS[0],
     )
     views = (OneView(speech, range(len(corpus)), *place) for place in blocks_of(speech, 2))
@@ -172,7 +172,7 @@ def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, trai
         for batch in sampler:
             rows = train[batch]
             # Each epoch of the period is a draw of its own, so further views are those of other epochs.
-            blocks = [0, *(1 + (epoch + 2 * view) % PERIOD for view in range(choice["views"] - 1))]
+            blocks = [0, *(1 + (epoch + 2 * view) % (len(x) - 1) for view in range(choice["views"] - 1))]
             audio_embeds, label_embeds, class_logits = heads(torch.cat([x[block, rows] for block in blocks]))
             loss, _ = joint_loss(
                 audio_embeds,
@@ -199,12 +199,15 @@ def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, trai
     return (audio_embeds @ label_embeds.T).argmax(-1).numpy()
 
 
-def validation_answers(choice: dict, encoded, corpus, folds, features: dict[str, torch.Tensor], seeds=None) -> dict:
+def validation_answers(
+    choice: dict, encoded, corpus, folds, features: dict[str, torch.Tensor], *, seeds=None, pairs=None
+) -> dict:
     """For every fold and seed, (fold, seed), the answers to the utterances of all other folds, each from a training
-    that heard neither of the two: row of the corpus -> index of the label. Two folds share one training."""
+    that heard neither of the two: row of the corpus -> index of the label. Two folds share one training; `pairs` says
+    which, by default all."""
     ids, labels, seeds = corpus["id"][:], torch.tensor(corpus["label"][:]), seeds or SEEDS
     found = {(fold.number, seed): {} for fold in folds for seed in seeds}
-    for one, other in itertools.combinations(folds, 2):
+    for one, other in pairs or itertools.combinations(folds, 2):
         held_out = {*one.test, *other.test}
         train = [row for row in range(len(corpus)) if row not in held_out]
         test = [*one.test, *other.test]
