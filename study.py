@@ -33,9 +33,10 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
 from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig
 from transformers.utils import logging
 
-from lascl import make_folds, train
+from lascl import LaSCLConfig, make_folds, train
 from lascl.data import Fold
 from lascl.evaluation.studies import (
     choice_table,
@@ -46,8 +47,9 @@ from lascl.evaluation.studies import (
     summarise_study,
 )
 from lascl.evaluation.study_figures import write_pairs
-from lascl.training.pooled import block_name, blocks_of
-from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, POOLED_FIELDS, Recipe, find_recipe, parse_recipe
+from lascl.modeling_lascl import LaSCLModel
+from lascl.training.pooled import view_keys
+from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, Recipe, find_recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
 from lascl.training.trainer import build_batch_sampler
 
@@ -519,7 +521,7 @@ def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple
                 utterance_s, view_s, checkpoint_bytes = measured[key]
                 seconds = sum(_utterances(run, number) for number in left) * utterance_s
                 # A frozen encoder hears each view of the corpus once for all folds and variants.
-                views = _views_heard_once(run)
+                views = set().union(*(_views_heard_once(run, number) for number in left))
                 seconds, encoded = seconds + len(views - encoded) * len(run.corpus) * view_s, encoded | views
                 total_s, kept = total_s + seconds, kept + len(left) * checkpoint_bytes
                 # Weights and AdamW's two moments, so often while one is being saved; one fold at a time.
@@ -595,23 +597,39 @@ def measure(run: PlannedRun) -> tuple[float, float, int] | str:
             fold_dir = Path(scratch) / "run" / "fold-1"
             corpus, fold = run.corpus.select(rows), Fold(1, list(range(len(rows))), [])
             for _ in range(2):
+                encoded = {}
                 with redirect_stdout(io.StringIO()):  # Trainer prints what it logs
-                    _, cost = train.train_fold(recipe, corpus, fold, fold_dir, *encoders, {})
+                    _, cost = train.train_fold(recipe, corpus, fold, fold_dir, *encoders, encoded)
         except (ValueError, OSError, ImportError) as error:
             return str(error).strip().splitlines()[0]
         size = sum(path.stat().st_size for path in (fold_dir / "checkpoint").rglob("*") if path.is_file())
-    num_encoded = max(1, len(_views_heard_once(run)) * len(rows))
+    num_encoded = max(1, len(encoded) * len(rows))
     return 1 / cost["steps_per_second"] / len(rows), cost.get("encoding_s", 0.0) / num_encoded, size
 
 
-def _views_heard_once(run: PlannedRun) -> set[tuple]:
-    """The views that a frozen encoder hears once, each with all that its pooled audio depends on."""
-    args = run.recipe.training_arguments(run.run_dir)
-    speech = train.training_data(run.recipe, run.corpus, run.folds[0], args)
-    if not train.is_encoded_once(run.recipe, speech):
+def _views_heard_once(run: PlannedRun, number: int) -> set[str]:
+    """The names of the views that a frozen encoder hears once in this fold (`view_keys`). No weights are loaded for
+    that: they go by where they come from."""
+    recipe, fold = run.recipe, run.folds[number - 1]
+    args = recipe.training_arguments(run.run_dir)
+    if not train.is_encoded_once(recipe, train.training_data(recipe, run.corpus, fold, args)):
         return set()
-    source = json.dumps([getattr(run.recipe, name) for name in ("audio_encoder", "init_from", *POOLED_FIELDS)])
-    return {(source, *block_name(speech, *place)) for place in blocks_of(speech, speech.num_views)}
+    with tempfile.TemporaryDirectory() as scratch:
+        audio_encoder, _ = begin_fold(Path(scratch), run, Path(scratch) / "run", number)
+        source = [recipe.audio_encoder, recipe.audio_encoder_revision]
+        if isinstance(recipe.audio_encoder, dict):
+            source.append(args.seed)  # of random weights
+        if recipe.init_from:
+            source = audio_encoder = str(train.start_of_fold(audio_encoder, number))
+        config = AutoConfig.from_pretrained(audio_encoder, revision=recipe.audio_encoder_revision or "main")
+        if not recipe.init_from:
+            config = LaSCLConfig(audio_config=config, **recipe.model_config())
+        extractor = train.read_extractor(recipe, audio_encoder, train.window_of(recipe, run.corpus, fold))
+    with torch.device("meta"):
+        model = LaSCLModel(config)
+    everything = Fold(0, list(range(len(run.corpus))), [])
+    speech = train.training_data(recipe, run.corpus, everything, args, extractor)
+    return set(view_keys(model, speech, extractor, weights=json.dumps(source)).values())
 
 
 def _utterances(run: PlannedRun, number: int) -> float:

@@ -49,14 +49,7 @@ from lascl.training.lora import add_lora
 from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
-from lascl.training.recipe import (
-    FIXED_BY_WEIGHTS,
-    POOLED_FIELDS,
-    Recipe,
-    parse_recipe,
-    recorded_recipe,
-    with_absent,
-)
+from lascl.training.recipe import FIXED_BY_WEIGHTS, Recipe, parse_recipe, recorded_recipe, with_absent
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
 from lascl.training.trainer import build_batch_sampler
 
@@ -176,7 +169,7 @@ def cross_validate(
 ):
     """Trains and predicts the recipe's folds, each unless it is complete: then it has `metrics.json`. Each that is
     finished here is handed to the publisher, if there is one. `encoded` holds what frozen encoders made of the audio,
-    for whoever calls again."""
+    by `lascl.training.pooled.view_keys`, for whoever calls again."""
     process, labels = PartialState(), corpus.features["label"].names
     encoded = {} if encoded is None else encoded
     chosen = recipe.fold_numbers(len(folds))
@@ -301,7 +294,13 @@ def gaps(corpus, fold: Fold) -> list[str]:
 
 
 def train_fold(
-    recipe: Recipe, corpus, fold, fold_dir: Path, audio_encoder: str, text_encoder: str, encoded: dict[str, dict]
+    recipe: Recipe,
+    corpus,
+    fold,
+    fold_dir: Path,
+    audio_encoder: str,
+    text_encoder: str,
+    encoded: dict[str, torch.Tensor],
 ):
     """Trains one fold, from its last intermediate checkpoint if there is one, and saves `fold_dir/checkpoint`.
 
@@ -313,9 +312,7 @@ def train_fold(
     """
     args = recipe.training_arguments(fold_dir / "trainer")
     labels = corpus.features["label"].names
-    # Whisper's window is the longest clip it will be trained on, in whole seconds as its extractor counts.
-    longest_s = max(corpus.select(fold.train)["duration_s"][:])
-    window_s = math.ceil(min(longest_s, recipe.max_duration_s))
+    window_s = window_of(recipe, corpus, fold)
 
     set_seed(args.seed)  # of the projections and the classifier, which are new
     if recipe.init_from:
@@ -331,11 +328,7 @@ def train_fold(
             **recipe.model_config(),
         )
     model.lascl.takes_odd_audio = True  # every file was looked at, and a clip of a few samples trains
-    extractor = AutoFeatureExtractor.from_pretrained(
-        audio_encoder, revision=recipe.audio_encoder_revision or "main", return_attention_mask=True
-    )
-    if "input_features" in extractor.model_input_names and not recipe.init_from:  # that has its window already
-        extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
+    extractor = read_extractor(recipe, audio_encoder, window_s)
     adapters = add_lora(model, recipe.lora_rank) if recipe.lora_rank else None
     limit_s = clip_limit_s(recipe, extractor)
     cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"][:])
@@ -349,9 +342,8 @@ def train_fold(
     fits = recipe.standardise_audio and not recipe.init_from
     if is_encoded_once(recipe, train_set):
         everything = training_data(recipe, corpus, Fold(0, list(range(len(corpus))), []), args, extractor)
-        start = json.dumps([audio_encoder, window_s, *(getattr(recipe, name) for name in POOLED_FIELDS)])
-        blocks, began = encoded.setdefault(start, {}), time.monotonic()
-        embed_views(model.to(args.device), everything, collator, blocks, args)
+        began = time.monotonic()
+        blocks = embed_views(model.to(args.device), everything, collator, encoded, args)
         encoding = {"encoding_s": time.monotonic() - began}
         if fits:
             model.lascl.set_pooled_statistics(PooledDataset(everything, fold.train, blocks, num_views=1).pooled[0, 0])
@@ -389,6 +381,22 @@ def train_fold(
     trainer.accelerator.free_memory()
     runtime_s = trainer.state.log_history[-1]["train_runtime"]
     return extractor, {"train_runtime_s": runtime_s, **encoding, **trainer.clock.since_start()}
+
+
+def window_of(recipe: Recipe, corpus, fold: Fold) -> int:
+    """Whisper's window: the longest clip it will be trained on, in whole seconds as its extractor counts."""
+    longest_s = max(corpus.select(fold.train)["duration_s"][:])
+    return math.ceil(min(longest_s, recipe.max_duration_s))
+
+
+def read_extractor(recipe: Recipe, audio_encoder: str, window_s: int):
+    """The feature extractor that belongs to an encoder or a checkpoint; of Whisper's encoder, with this window."""
+    extractor = AutoFeatureExtractor.from_pretrained(
+        audio_encoder, revision=recipe.audio_encoder_revision or "main", return_attention_mask=True
+    )
+    if "input_features" in extractor.model_input_names and not recipe.init_from:  # that has its window already
+        return type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
+    return extractor
 
 
 def is_encoded_once(recipe: Recipe, speech: SpeechDataset) -> bool:

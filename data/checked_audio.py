@@ -42,7 +42,7 @@ def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = N
     except (OSError, ValueError):  # none yet, or half of one
         known = {}
 
-    stamps = {path: _stamp(path) for path in paths}
+    stamps = {path: file_stamp(path) for path in paths}
     new = [path for path, stamp in stamps.items() if stamp is None or known.get(path, [None])[0] != stamp]
     if new:
         # Decoding happens outside Python's lock: threads are enough, and cost no start-up.
@@ -55,7 +55,8 @@ def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = N
     return {path: known[path][1] for path in paths}
 
 
-def _stamp(path: str) -> list[int] | None:
+def file_stamp(path: str | Path) -> list[int] | None:
+    """Size in bytes and time of the last change in nanoseconds, by which a file is known again; `None` without it."""
     try:
         status = os.stat(path)
     except OSError:

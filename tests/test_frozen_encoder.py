@@ -76,14 +76,14 @@ def test_pooled_audio_is_what_the_model_makes_of_the_waveforms_of_that_epoch(cor
     model, collator = build(family)
     dataset, heard = speech(corpus, ROWS), []
     model.lascl.register_forward_hook(lambda module, args, output: heard.append(len(output.pooled_audio)))
-    blocks = {}
-    embed_views(model, dataset, collator, blocks, arguments(tmp_path))
+    encoded = {}
+    blocks = embed_views(model, dataset, collator, encoded, arguments(tmp_path))
     # A clean view of each, and two views in two epochs; nothing a second time.
     assert sum(heard) == 6 + 6 * 2 * 2
-    embed_views(model, dataset, collator, blocks, arguments(tmp_path))
-    embed_views(model, speech(corpus, ROWS, num_views=1, seed=6), collator, blocks, arguments(tmp_path))
+    embed_views(model, dataset, collator, encoded, arguments(tmp_path))
+    embed_views(model, speech(corpus, ROWS, num_views=1, seed=6), collator, encoded, arguments(tmp_path))
     assert sum(heard) == 30
-    embed_views(model, speech(corpus, ROWS, seed=6), collator, blocks, arguments(tmp_path))
+    embed_views(model, speech(corpus, ROWS, seed=6), collator, encoded, arguments(tmp_path))
     assert sum(heard) == 30 + 6 * 2 * 2
 
     model.eval()
@@ -111,8 +111,7 @@ def test_heads_learn_the_same_from_pooled_audio_as_from_waveforms(corpus, build,
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         args = arguments(tmp_path, eval_strategy="epoch", contrastive_chunk_size=2 if name == "pooled" else None)
         if name == "pooled":
-            blocks = {}
-            embed_views(model, everything, collator, blocks, args)
+            blocks = embed_views(model, everything, collator, {}, args)
             train = PooledDataset(everything, range(13), blocks, num_views=3)
             test, collator = PooledDataset(everything, range(13, 20), blocks, num_views=1), collate_pooled
         trainer = LaSCLTrainer(model, args, train_dataset=train, eval_dataset={"test": test}, data_collator=collator)
@@ -168,10 +167,11 @@ def test_folds_share_what_the_encoder_made_of_the_audio(recipe, one_process, tmp
     """All recordings are in both folds: the second encodes none, and ends as it does alone."""
     counts, real = [], embed_views
 
-    def counted(model, speech, collator, blocks, args):
-        before = len(blocks)
-        real(model, speech, collator, blocks, args)
-        counts.append(len(blocks) - before)
+    def counted(model, speech, collator, encoded, args):
+        before = len(encoded)
+        blocks = real(model, speech, collator, encoded, args)
+        counts.append(len(encoded) - before)
+        return blocks
 
     monkeypatch.setattr("lascl.train.embed_views", counted)
     main([*recipe, "--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true"])

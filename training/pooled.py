@@ -1,22 +1,49 @@
 """A frozen audio encoder hears every view once: its pooled audio stands for the waveforms while the heads are trained.
 
 Letters: N utterances of a data set, B of a batch, V views of each, P epochs until the augmentations repeat, d_a width
-of the pooled audio.
+of the pooled audio. A block is the pooled audio (N, d_a) of all utterances in one view of one epoch; `view_keys` says
+what it follows from.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
+from importlib import metadata
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from lascl.data import SpeechDataset
-from lascl.modeling_lascl import LaSCLForAudioClassification
+from lascl.data import SpeechCollator, SpeechDataset
+from lascl.data.augmentation import build_augmentation
+from lascl.data.checked_audio import file_stamp
+from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel
 from lascl.training.arguments import LaSCLTrainingArguments
+
+
+# What makes no view, of the settings and weights that surround one. All the rest is taken to make it: a setting that
+# is new and not named here costs an encoding too many, and never trains one variant on another's audio.
+NO_PART_OF_A_VIEW = {
+    # Labels are not heard; lengths follow from the files; which view and which epoch is said with each key.
+    "data": ("labels", "durations_s", "num_views", "augmentation_period", "_epoch"),
+    # What becomes of pooled audio, what is trained, and names.
+    "configuration": (
+        *("text_config", "text_encoder", "text_encoder_revision", "text_pooling", "label_template", "projection_dim"),
+        *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
+        *("label_anchors", "prediction_head", "classifier_labels", "id2label", "label2id"),
+        *("freeze_feature_encoder", "freeze_audio_encoder"),
+        *("architectures", "auto_map", "transformers_version", "_name_or_path"),
+    ),
+    "weights": ("audio_projection.", "text_projection.", "label_features"),
+}
+# Whose versions are kept in a key: another one may read, augment or encode otherwise.
+PACKAGES = ("lascl", "audiomentations", "numpy", "soundfile", "soxr", "torch", "transformers")
 
 
 class PooledDataset(Dataset):
@@ -25,7 +52,7 @@ class PooledDataset(Dataset):
     Args:
         speech: the utterances that were embedded, with all their views.
         rows: which of them, in this order.
-        blocks: from `embed_views`.
+        blocks: of `speech`, from `embed_views`.
         num_views: V, of those of `speech`; 1 is the clean view alone.
         transform: of (n, d_a), such as `LaSCLModel.standardise`; by default none.
     """
@@ -34,7 +61,7 @@ class PooledDataset(Dataset):
         self,
         speech: SpeechDataset,
         rows: Sequence[int],
-        blocks: dict[tuple, torch.Tensor],
+        blocks: dict[tuple[int, int], torch.Tensor],
         *,
         num_views: int,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -45,7 +72,7 @@ class PooledDataset(Dataset):
         self.speech, self.num_views = speech, num_views
         self.pooled = {}  # (n, d_a) by view and epoch; the clean view has no epochs
         for view, epoch in blocks_of(speech, num_views):
-            pooled = blocks[block_name(speech, view, epoch)][list(rows)]
+            pooled = blocks[view, epoch][list(rows)]
             self.pooled[view, epoch] = transform(pooled) if transform else pooled
 
     def set_epoch(self, epoch: int):
@@ -72,28 +99,84 @@ def blocks_of(speech: SpeechDataset, num_views: int) -> list[tuple[int, int]]:
     return [(0, 0), *((view, epoch) for epoch in range(speech.augmentation_period) for view in range(1, num_views))]
 
 
-def block_name(speech: SpeechDataset, view: int, epoch: int) -> tuple:
-    """What a block of views depends on, beside the corpus and the encoder."""
-    return ("clean",) if view == 0 else (speech.augmentation_name, speech.seed, epoch, view)
+def view_keys(
+    model: LaSCLModel, speech: SpeechDataset, feature_extractor, *, weights: str | None = None
+) -> dict[tuple[int, int], str]:
+    """The name of every block of `speech`, by view and epoch: a hash of all that its pooled audio follows from.
+
+    That are the files, their ids, the limit of their length and the sampling rate; for an augmented view also the
+    augmentation's settings, its seed, the view and the epoch; the feature extractor's settings; the model's
+    configuration and its weights up to the pooled audio; precision and versions. Two blocks of one name are alike; what
+    only rounds otherwise (the size of batches, the number of processes) is no part of it. Equal in every process and
+    after every start.
+
+    Args:
+        weights: stands for the model's weights where they are not there to be looked at (a model on the device `meta`).
+    """
+    settings = {name: value for name, value in vars(speech).items() if name not in NO_PART_OF_A_VIEW["data"]}
+    settings["paths"] = [(os.path.abspath(path), file_stamp(path)) for path in speech.paths]
+    # Built anew, because a transform keeps what it drew last.
+    settings["augmentation"] = build_augmentation(speech.augmentation_name, speech.sampling_rate)
+    drawn = [settings.pop(name) for name in ("augmentation_name", "augmentation", "seed")]
+    clean = _digest(
+        {
+            "data": settings,
+            "feature_extractor": [type(feature_extractor).__name__, feature_extractor.to_dict()],
+            "configuration": {
+                name: value
+                for name, value in model.config.to_dict().items()
+                if name not in NO_PART_OF_A_VIEW["configuration"]
+            },
+            "weights": weights or _digest_of_weights(model),
+            "precision": [
+                model.device.type,
+                torch.get_float32_matmul_precision(),
+                torch.is_autocast_enabled(model.device.type) and str(torch.get_autocast_dtype(model.device.type)),
+            ],
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+        }
+    )
+    return {
+        (view, epoch): _digest([clean, drawn, view, epoch]) if view else clean
+        for view, epoch in blocks_of(speech, speech.num_views)
+    }
+
+
+def _digest(content) -> str:
+    """BLAKE2b, 128 bits, of JSON; `datasets` knows how to hash what JSON does not know, such as a transform."""
+    text = json.dumps(content, sort_keys=True, default=Hasher.hash)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _digest_of_weights(model: LaSCLModel) -> str:
+    """Of names, types, shapes and values; a gigabyte takes about two seconds."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(NO_PART_OF_A_VIEW["weights"]):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
 def embed_views(
     model: LaSCLForAudioClassification,
     speech: SpeechDataset,
-    collator: Callable,
-    blocks: dict[tuple, torch.Tensor],
+    collator: SpeechCollator,
+    encoded: dict[str, torch.Tensor],
     args: LaSCLTrainingArguments,
-):
-    """Adds the pooled audio (N, d_a) of all utterances to `blocks`, one block for each view of each epoch, by
-    `block_name`, unless it is there.
+) -> dict[tuple[int, int], torch.Tensor]:
+    """The blocks of `speech` by view and epoch, (N, d_a) each. `encoded` holds blocks by `view_keys`: what is there is
+    taken from it, what is not is put there.
 
     A block is always the whole data set in the same batches, whatever else there is to do, so that the same command
     rounds alike wherever it went on. Several processes embed a share of each, and all come to know all. The model is in
     evaluation mode meanwhile.
     """
     state, was_training = PartialState(), model.training
-    todo = [place for place in blocks_of(speech, speech.num_views) if block_name(speech, *place) not in blocks]
+    # The first process's names hold for all: who went another way would wait for ever.
+    keys = broadcast_object_list([view_keys(model.lascl, speech, collator.feature_extractor)])[0]
+    todo = [place for place in keys if keys[place] not in encoded]
     # In order of length, so that little is padding.
     order = sorted(range(len(speech)), key=lambda row: speech.durations_s[row])
     mine = order[state.process_index :: state.num_processes]
@@ -115,8 +198,9 @@ def embed_views(
             found = list(zip(mine, vectors, strict=True))
             found = gather_object(found) if state.num_processes > 1 else found
             found.sort(key=lambda entry: entry[0])
-            blocks[block_name(speech, view, epoch)] = torch.stack([vector for _, vector in found])  # (N, d_a)
+            encoded[keys[view, epoch]] = torch.stack([vector for _, vector in found])  # (N, d_a)
     model.train(was_training)
+    return {place: encoded[key] for place, key in keys.items()}
 
 
 class OneView(Dataset):

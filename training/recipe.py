@@ -105,8 +105,6 @@ HUB_MAIN = ("best_validation", "first_fold", "full_data")
 # Trainer's own publishing, whose failures are silent and which writes the token to a file.
 NOT_OURS = ("hub_strategy", "hub_always_push", "hub_revision")
 CORPUS_FIELDS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
-# What the pooled audio of an encoder depends on, beside the encoder itself, its window and the augmentation.
-POOLED_FIELDS = (*CORPUS_FIELDS, "audio_encoder_revision", "audio_layers", "audio_pooling")
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
 FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "standardise_audio", "text_pooling")
 # Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
