@@ -30,10 +30,13 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="lascl-report", description="Writes RUN/report.html, report.md and figures/.")
     parser.add_argument("run", metavar="RUN", help="a run directory: train.py's output_dir")
     parser.add_argument("--latex", action="store_true", help="print a row for a paper's table instead")
+    parser.add_argument("--interval", action="store_true", help="with --latex: 95 %% intervals over speakers instead")
     args = parser.parse_args(argv)
+    if args.interval and not args.latex:
+        parser.error("--interval belongs to --latex: the report has intervals anyway.")
     try:
         if args.latex:
-            print(latex_row(load_run(args.run)))
+            print(latex_row(load_run(args.run), intervals=args.interval))
         else:
             write_report(args.run)
             print(f"{args.run}: report.html, report.md, figures")

@@ -1,8 +1,13 @@
-"""Is run B better than run A? `lascl-compare RUN_A RUN_B`: paired, over the same utterances, respecting speakers."""
+"""Is B better than A? `lascl-compare A B`: paired, over the same utterances, respecting speakers.
+
+Each is a run directory, or a CSV file that any system wrote: columns `id` and `prediction` (or, instead, one
+`probability_<label>` a label); `reference` and `speaker` if there are any, else they are the other side's.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -30,7 +35,7 @@ def compare_runs(run_a: str | Path, run_b: str | Path, *, head: str = "model", c
     Each p stands alone: it is not corrected for looking at three scores.
 
     Args:
-        run_a, run_b: run directories.
+        run_a, run_b: run directories, or CSV files as described above; one of them knows references and speakers.
         head: `model` (the column `prediction`), `label` or `classifier`, of both runs.
         common: compare the utterances that both runs tested, where they tested different ones.
 
@@ -48,11 +53,18 @@ def compare_runs(run_a: str | Path, run_b: str | Path, *, head: str = "model", c
     a, b = _read(run_a), _read(run_b)
     both = [id for id in a if id in b]
     if not both or (not common and len(both) < max(len(a), len(b))):
+        alone = [
+            f"{next(id for id in one if id not in other)!r} is in {run} alone"
+            for one, other, run in ((a, b, run_a), (b, a, run_b))
+            if one.keys() - other.keys()
+        ]
         raise ValueError(
             f"The runs tested different utterances: {len(both)} are in both, of {len(a)} in {run_a} and {len(b)} in "
-            f"{run_b}. " + ("Give --common to compare those." if both else "There is nothing to compare.")
+            f"{run_b}; {' and '.join(alone)}. "
+            + ("Give --common to compare those in both." if both else "There is nothing to compare.")
         )
     for column in ("reference", "speaker"):
+        _complete(a, b, column, run_a, run_b)
         differ = [id for id in both if a[id][column] != b[id][column]]
         if differ:
             raise ValueError(
@@ -92,11 +104,55 @@ def compare_runs(run_a: str | Path, run_b: str | Path, *, head: str = "model", c
     return result
 
 
-def _read(run_dir: str | Path) -> dict[str, dict[str, str]]:
-    rows = [row for fold in read_run(run_dir).values() for row in fold]
+def _read(source: str | Path) -> dict[str, dict[str, str]]:
+    """The rows of a run directory or of a system's own file, by id."""
+    if Path(source).is_file():
+        return _read_file(Path(source))
+    rows = [row for fold in read_run(source).values() for row in fold]
     if not rows:
-        raise ValueError(f"{run_dir} is not a run directory: it holds no fold-*/predictions.csv with a row.")
+        raise ValueError(f"{source} is not a run directory: it holds no fold-*/predictions.csv with a row.")
     return {row["id"]: row for row in rows}
+
+
+def _read_file(path: Path) -> dict[str, dict[str, str]]:
+    prefix = PROBABILITY["label"]
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), list(reader.fieldnames or ())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}).") from None
+    labels = [column.removeprefix(prefix) for column in columns if column.startswith(prefix)]
+    if "id" not in columns or not (labels or "prediction" in columns):
+        raise ValueError(
+            f"{path} must have the columns id and prediction (or probability_<label> for each label); found "
+            f"{', '.join(columns) or 'nothing'}."
+        )
+    found = {}
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():  # how csv marks cells too many and too few
+            raise ValueError(f"{path}: row {number} has not one cell for each column.")
+        if row["id"] in found:
+            raise ValueError(f"{path}: the id {row['id']!r} stands in two rows.")
+        if "prediction" not in row:
+            try:
+                row["prediction"] = max(labels, key=lambda label: float(row[prefix + label]))
+            except ValueError as error:
+                raise ValueError(f"{path}: row {number} has a probability that is no number ({error}).") from None
+        found[row["id"]] = row
+    if not found:
+        raise ValueError(f"{path} holds no row.")
+    return found
+
+
+def _complete(a: dict[str, dict], b: dict[str, dict], column: str, run_a, run_b):
+    """Gives the side that lacks a column the other's values."""
+    for rows, others in ((a, b), (b, a)):
+        for id, row in rows.items():
+            if column not in row and id in others:
+                if column not in others[id]:
+                    raise ValueError(f"Neither {run_a} nor {run_b} has the column {column}: one of them must.")
+                row[column] = others[id][column]
 
 
 def _choices(rows: list[dict[str, str]]) -> list[str]:
@@ -107,7 +163,10 @@ def _choices(rows: list[dict[str, str]]) -> list[str]:
 
 def _predictions(rows: list[dict[str, str]], head: str, run_dir: str | Path) -> list[str]:
     if head != "label":
-        return [row[{"model": "prediction", "classifier": "prediction_classifier"}[head]] for row in rows]
+        column = {"model": "prediction", "classifier": "prediction_classifier"}[head]
+        if column not in rows[0]:
+            raise ValueError(f"{run_dir} has no predictions of the {head}. Compare another head.")
+        return [row[column] for row in rows]
     labels = _choices(rows)
     probabilities = head_probabilities(rows, labels, head) if labels else None
     if probabilities is None:
@@ -189,10 +248,12 @@ def main(argv: list[str] | None = None):
     """Prints the comparison of two runs; exits with code 2 and one sentence when they cannot be compared."""
     parser = argparse.ArgumentParser(
         prog="lascl-compare",
-        description="Is run B better than run A? Paired on the same utterances, with intervals that respect speakers.",
+        description="Is B better than A? Paired on the same utterances, with intervals that respect speakers. Each is "
+        "a run directory, or a CSV file of any system: id, prediction and, unless the other side has them, reference "
+        "and speaker.",
     )
-    parser.add_argument("run_a", metavar="RUN_A", type=Path)
-    parser.add_argument("run_b", metavar="RUN_B", type=Path)
+    parser.add_argument("run_a", metavar="A", type=Path)
+    parser.add_argument("run_b", metavar="B", type=Path)
     parser.add_argument("--head", choices=list(HEADS), default="model", help="whose predictions (default: the model's)")
     parser.add_argument("--common", action="store_true", help="compare only the utterances that both runs tested")
     parser.add_argument("--json", action="store_true", help="print JSON, scores as fractions")

@@ -12,7 +12,14 @@ import numpy as np
 import yaml
 
 from lascl.evaluation.metrics import calibration_bins, sample_std
-from lascl.evaluation.results import SCORES, read_predictions, summarise_run
+from lascl.evaluation.results import (
+    SCORES,
+    interval_of,
+    per_cent,
+    read_predictions,
+    summarise_run,
+    with_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -201,14 +208,28 @@ def best_epoch_on_test(histories: Iterable[list[dict] | None]) -> dict | None:
     }
 
 
-def latex_row(run: Run) -> str:
-    """`name & WA & UA & F1 \\\\` in per cent, mean ± standard deviation over the folds, under a line that says so."""
+def latex_row(run: Run, *, intervals: bool = False) -> str:
+    """`name & WA & UA & F1 \\\\` in per cent, under a line that says what the numbers are and which folds were run.
+
+    Args:
+        intervals: of all utterances together, with their 95 % interval over speakers in brackets (none where speakers
+            say nothing about others), instead of the mean and standard deviation over the folds.
+    """
     results, n = run.results, len(run.results["folds"])
+    planned = run.protocol.get("num_folds", n)
+    folds = f"{n} of {planned} folds" if n < planned else "one fold" if n == 1 else f"{n} folds"
     cells = [f"{100 * results['mean'][name]:.1f}" for name in SCORES]
-    if n > 1:
+    spread = folds if n == 1 else f"mean and standard deviation (n - 1) over {folds}"
+    if intervals:
+        spread = f"all utterances of {folds}, 95 % interval over {results['pooled']['num_speakers']} speakers"
+        cells = [
+            with_interval(per_cent(results["pooled"][name]), interval_of(results["pooled"], name)) for name in SCORES
+        ]
+    elif n > 1:
         cells = [rf"${cell} \pm {100 * results['std'][name]:.1f}$" for cell, name in zip(cells, SCORES)]
-    spread = f", mean and standard deviation (n - 1) over {n} folds" if n > 1 else ", one fold"
+    if n < planned:
+        spread += ": NOT the full cross-validation"
     head = run.recipe.get("prediction_head", "label")
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     name = " ".join(run.name.split()).translate(str.maketrans({**special, **{c: f"\\{c}" for c in "&%$#_{}"}}))
-    return f"% run & WA & UA & macro-F1, per cent{spread}; {head} head\n{name} & {' & '.join(cells)} \\\\"
+    return f"% run & WA & UA & macro-F1, per cent; {spread}; {head} head\n{name} & {' & '.join(cells)} \\\\"

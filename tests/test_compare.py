@@ -154,3 +154,69 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(runs, tmp_path, capsys
     assert compare_runs(a, a)["ua"]["p"] == 1
     with pytest.raises(ValueError, match="Choose one of model, label, classifier"):
         compare_runs(a, a, head="both")
+
+
+def outcome(arguments, capsys):
+    """Exit code, output and errors of the command."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = exit.code
+    return (code, *capsys.readouterr())
+
+
+def rows_of_six():
+    return [(f"u{n}", f"s{n % 3}", LABELS[n % 2], 0.9 if n % 2 else 0.2, 0.5) for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    "columns", ["id,speaker,reference,prediction", "id,prediction", "id,probability_calm,probability_joy"]
+)
+def test_a_file_that_any_system_wrote_is_compared_with_a_run(tmp_path, capsys, columns):
+    write_run(tmp_path / "run", rows_of_six())
+    own = tmp_path / "mine.csv"
+    with open(own, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns.split(","), extrasaction="ignore")
+        writer.writeheader()
+        for id, speaker, reference, *_ in reversed(rows_of_six()):
+            said = "calm" if id == "u1" else reference  # one wrong, of s1
+            chances = {f"probability_{label}": float(label == said) for label in LABELS}
+            writer.writerow({"id": id, "speaker": speaker, "reference": reference, "prediction": said, **chances})
+    code, out, err = outcome([tmp_path / "run", own, "--json"], capsys)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["wa"]["a"] == 1 and found["wa"]["b"] == pytest.approx(5 / 6)
+    assert found["num_utterances"] == 6 and found["num_speakers"] == 3
+    code, out, _ = outcome([own, tmp_path / "run"], capsys)
+    assert code == 0 and "| WA | 83.3 | 100.0 | +16.7 |" in out
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("id,prediction\nu0,calm\nx9,joy\n", "'x9' is in {own} alone"),
+        ("id,prediction\nu0,calm\nx9,joy\n", "'u2' is in {run} alone"),
+        ("name,prediction\nu0,calm\n", "must have the columns id and prediction"),
+        ("id,prediction\nu0,calm\nu0,joy\n", "'u0' stands in two rows"),
+        ("id,prediction\nu0\n", "row 1 has not one cell for each column"),
+        ("id,probability_calm\nu0,much\n", "row 1 has a probability that is no number"),
+        ("id,prediction\n", "holds no row"),
+        ("", "found nothing"),
+    ],
+)
+def test_a_file_of_ones_own_that_does_not_fit_costs_one_sentence(tmp_path, capsys, text, words):
+    write_run(tmp_path / "run", rows_of_six())
+    own = tmp_path / "mine.csv"
+    own.write_text(text)
+    code, _, err = outcome([tmp_path / "run", own], capsys)
+    assert code == 2 and words.format(own=own, run=tmp_path / "run") in err and err.count("\n") == 1, err
+
+
+def test_a_file_without_what_neither_side_knows_is_refused(tmp_path, capsys):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("id,reference,prediction\nu0,calm,joy\n")
+    code, _, err = outcome([tmp_path / "a.csv", tmp_path / "b.csv"], capsys)
+    assert code == 2 and "the column speaker" in err
+    code, _, err = outcome([tmp_path / "a.csv", tmp_path / "b.csv", "--head", "classifier"], capsys)
+    assert code == 2

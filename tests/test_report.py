@@ -282,9 +282,14 @@ def test_a_baseline_is_not_shown_with_label_embeddings_that_nothing_trained(tmp_
 def test_latex_row(run_dir, capsys):
     main([str(run_dir), "--latex"])
     comment, row = capsys.readouterr().out.splitlines()
-    assert comment.startswith("% run & WA & UA & macro-F1") and "2 folds" in comment and "label head" in comment
+    assert comment.startswith("% run & WA & UA & macro-F1") and "label head" in comment
     # F1 of fold 1: 2/3 and 1; of fold 2: 0 and 2/3. Means 5/6 and 1/3, their mean 58.3, deviation 50 / sqrt(2).
     assert row == r"my\_run & $62.5 \pm 17.7$ & $62.5 \pm 17.7$ & $58.3 \pm 35.4$ \\"
+    assert "2 of 5 folds" in comment and "NOT the full cross-validation" in comment
+    main([str(run_dir), "--latex", "--interval"])
+    comment, row = capsys.readouterr().out.splitlines()
+    (low, high) = json.loads((run_dir / "results.json").read_text())["pooled"]["intervals"]["wa"]
+    assert row.startswith(rf"my\_run & 66.7 [{100 * low:.1f}, {100 * high:.1f}] & ") and "over 3 speakers" in comment
 
 
 def test_best_epoch_is_the_first_of_the_highest_test_ua(run_dir):
