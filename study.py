@@ -641,7 +641,7 @@ def _utterances(run: PlannedRun, number: int) -> float:
     if args.max_steps > 0:
         epochs = args.max_steps * args.global_batch_size / len(fold.train)
     heard = len(fold.validation) + len(fold.test)
-    return epochs * len(fold.train) + (epochs + 1) * heard / (3 * args.num_views)
+    return epochs * len(fold.train) + (epochs + 1) * heard / (3 * args.views_an_utterance)
 
 
 def in_words(seconds: float) -> str:

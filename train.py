@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None):
 def memory_advice(args: LaSCLTrainingArguments) -> str:
     """One sentence: what did not fit, and what to add to the command."""
     at_once = min(args.contrastive_chunk_size or args.per_device_train_batch_size, args.per_device_train_batch_size)
-    found = f"out of memory with {at_once} utterances x {args.num_views} views at once."
+    views = args.views_an_utterance
+    found = f"out of memory with {at_once} utterances x {views} view{'s' if views > 1 else ''} at once."
     kept = "What is finished is kept."
     if at_once == 1:
         return f"{found} Add --activation_checkpointing true, --bf16 true or a smaller --max_duration_s. {kept}"
@@ -549,8 +550,9 @@ def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAu
     """A LaSCL checkpoint with the recipe's losses, to be trained on these labels."""
     settings = {name: value for name, value in recipe.model_config().items() if name in LOSS_FIELDS}
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32, **settings)
-    if (labels, recipe.label_template) != (model.config.labels, model.config.label_template):
-        model.lascl.set_labels(labels, recipe.label_template)
+    template = recipe.label_template or model.config.label_template
+    if (labels, template) != (model.config.labels, model.config.label_template):
+        model.lascl.set_labels(labels, template)
     if model.config.classifier_labels is not None:
         model.classifier = torch.nn.Linear(model.classifier.in_features, len(labels))
         model._init_weights(model.classifier)

@@ -13,7 +13,7 @@ from lascl.data.public_corpora import PUBLIC_CORPORA
 from lascl.evaluation.report_data import best_epoch_on_test, parsed_file
 from lascl.evaluation.results import interval_of, per_cent, read_predictions, score_rows, with_interval
 from lascl.report import markdown_cell
-from lascl.training.recipe import Recipe
+from lascl.training.recipe import Recipe, with_absent
 
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
@@ -81,7 +81,7 @@ def fold_card(
     recipe, environment, protocol = (
         _read(run_dir / name) for name in ("recipe.yaml", "environment.json", "protocol.json")
     )
-    recipe = {**Recipe().to_dict(), **recipe}  # a run of an earlier version has no field that came later
+    recipe = {**Recipe().to_dict(), **with_absent(recipe)}  # a run of an earlier version has no field that came later
     results = _read(run_dir / "results.json") if (run_dir / "results.json").is_file() else None
     sides = {side["fold"]: side for side in protocol["folds"]}
     if fold_number is not None and fold_number not in sides:
@@ -91,6 +91,7 @@ def fold_card(
     fold_dir = run_dir / f"fold-{fold_number or results['folds'][0]['fold']}"
     checkpoint = Path(checkpoint or fold_dir / "checkpoint")
     config, extractor = (_read(checkpoint / name) for name in ("config.json", "preprocessor_config.json"))
+    recipe["label_template"] = recipe["label_template"] or config.get("label_template", "{label}")
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     limit_s = min(recipe["max_duration_s"], extractor.get("chunk_length", recipe["max_duration_s"]))
 

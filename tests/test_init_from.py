@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from loopback_hub import LoopbackHub, Repository
 
 from lascl import LaSCLForAudioClassification
@@ -72,6 +73,27 @@ def test_other_labels_are_embedded_anew_and_get_a_classifier_of_their_own(comman
     assert not any(torch.allclose(after.lascl.label_features[1], old, atol=1e-3) for old in features.values())
     header = (tmp_path / "fold-1" / "predictions.csv").read_text().splitlines()[0]
     assert header.endswith("probability_classifier_anger,probability_classifier_calm,probability_classifier_sadness")
+
+
+def test_the_template_is_the_checkpoint_s_unless_another_is_given(command, checkpoint, tmp_path):
+    """The words of another labels' set are read as those were that it was trained on."""
+    templated = LaSCLForAudioClassification.from_pretrained(checkpoint)
+    templated.set_labels(templated.config.labels, "a {label} voice")
+    templated.config.classifier_labels = None
+    shutil.copytree(checkpoint, tmp_path / "templated")
+    templated.save_pretrained(tmp_path / "templated")
+    expected = templated.lascl.label_features
+    kept = start(command, tmp_path / "templated", tmp_path / "kept", "--labels", "sadness,anger")
+    assert kept.config.label_template == "a {label} voice"
+    features = dict(zip(templated.config.labels, expected))
+    torch.testing.assert_close(kept.lascl.label_features[0], features["anger"], rtol=0, atol=1e-6)
+    card = (tmp_path / "kept" / "fold-1" / "checkpoint" / "README.md").read_text()
+    assert "a {label} voice" in card
+    assert yaml.safe_load((tmp_path / "kept" / "recipe.yaml").read_text())["label_template"] is None
+    given = start(command, tmp_path / "templated", tmp_path / "given", "--label_template", "{label}")
+    assert given.config.label_template == "{label}"
+    before = LaSCLForAudioClassification.from_pretrained(checkpoint)
+    torch.testing.assert_close(given.lascl.label_features, before.lascl.label_features, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

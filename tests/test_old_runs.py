@@ -82,6 +82,15 @@ def test_an_old_run_goes_on_with_its_own_folds(command, old_run, capsys):
     assert "different are: split_seed (43 there, 42 here)" in capsys.readouterr().err
 
 
+def test_an_old_run_that_started_from_a_checkpoint_keeps_the_template_that_it_was_given(command, old_run):
+    """Old code took `{label}` where today that of the checkpoint is inherited."""
+    recorded = yaml.safe_load((old_run / "recipe.yaml").read_text())
+    (old_run / "recipe.yaml").write_text(yaml.safe_dump({**recorded, "init_from": "org/lascl"}))
+    typed = [*command, "--init_from", "org/lascl", "--output_dir"]
+    assert parse_recipe([*typed, str(old_run)])[0].label_template == "{label}"
+    assert parse_recipe([*typed, str(old_run.parent / "new")])[0].label_template is None
+
+
 class Interrupted(Exception):
     pass
 

@@ -74,6 +74,16 @@ def test_where_one_utterance_does_not_fit_other_options_are_named(command, small
     )
 
 
+def test_one_view_is_counted_as_one(command, small_gpu, tmp_path, capsys):
+    """Without augmentation there is one view of each utterance, whatever `num_views` says."""
+    small_gpu(most_rows=3)
+    command = [*command, "--augmentation", "none", "--output_dir", str(tmp_path)]
+    assert "out of memory with 16 utterances x 1 view at once." in stopped(command, capsys)
+    error = stopped([*command, "--contrastive_chunk_size", "4"], capsys)
+    assert "out of memory with 4 utterances x 1 view at once. Add --contrastive_chunk_size 2:" in error
+    main([*command, "--contrastive_chunk_size", "3"])
+
+
 def test_another_failure_is_not_taken_for_it(command, small_gpu, tmp_path):
     small_gpu(most_rows=1, message="CUDA error: device-side assert triggered")
     with pytest.raises(torch.OutOfMemoryError, match="device-side assert"):

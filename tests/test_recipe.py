@@ -59,8 +59,15 @@ def test_defaults_of_model_fields_are_the_configurations():
     shared = [f for f in dataclasses.fields(Recipe) if f.name in config and f.name != "text_encoder"]
     assert len(shared) == 14
     for field in shared:
-        expected = None if field.name == "freeze_feature_encoder" else config[field.name]
+        expected = None if field.name in ("freeze_feature_encoder", "label_template") else config[field.name]
         assert field.default == expected, field.name
+
+
+def test_a_template_is_the_bare_word_unless_given_or_brought():
+    assert Recipe().label_template == Recipe().model_config()["label_template"] == "{label}"
+    started = Recipe(init_from="org/lascl")
+    assert started.label_template is None and "label_template" not in started.model_config()
+    assert Recipe(init_from="org/lascl", label_template="a {label} voice").label_template == "a {label} voice"
 
 
 def test_a_random_encoder_is_not_frozen_unless_asked(tmp_path):

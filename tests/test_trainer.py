@@ -299,6 +299,26 @@ def test_each_term_is_logged_as_its_mean_since_the_last_log(build, tmp_path, set
     assert trainer.terms[0][first] != pytest.approx(entries[0][first], rel=1e-4)
 
 
+def test_a_second_training_is_logged_as_if_it_were_the_first(build, tmp_path):
+    """Also where the first was stopped between two logs: nothing of it is in the second's means."""
+    model, collate = build()
+    args = arguments(tmp_path, learning_rate=0, encoder_learning_rate=0, logging_steps=4, max_steps=6)
+    trainer = RecordingTrainer(model, args, train_dataset=Clips(), data_collator=collate)
+    ends = []
+    for _ in range(2):
+        trainer.terms.clear()
+        result = trainer.train()
+        losses = [total_of(terms, model.config) for terms in trainer.terms]
+        assert len(losses) == 6
+        end = trainer.state.log_history[-1]
+        (entry,) = logged(trainer)  # of step 4
+        assert entry["loss"] == pytest.approx(sum(losses[:4]) / 4, rel=1e-5)
+        assert end["train_loss"] == pytest.approx(sum(losses) / 6, rel=1e-5)
+        ends.append((end["train_loss"], result.metrics["train_loss"]))
+        clock = trainer.clock.num_steps
+    assert ends[0] == pytest.approx(ends[1], rel=1e-6) and clock == 6
+
+
 # ------------------------------------------------------------------------------------- batch sizes and accumulation
 
 

@@ -78,6 +78,11 @@ class LaSCLTrainingArguments(TrainingArguments):
     # Pinning without an accelerator does nothing but warn.
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
+    @property
+    def views_an_utterance(self) -> int:
+        """V: as many as `num_views`, but without augmentation one, since a copy would say nothing."""
+        return 1 if self.augmentation == "none" else self.num_views
+
     def __post_init__(self):
         super().__post_init__()
         launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -55,7 +55,7 @@ HELP = {
     "text_encoder_revision": "branch, tag or commit on the Hub",
     "init_from": "a LaSCL checkpoint (Hub name or folder) to start from, or a run: each fold from the same fold's",
     "init_from_revision": "branch, tag or commit on the Hub",
-    "label_template": "what the text encoder reads for a label",
+    "label_template": "what the text encoder reads for a label; by default {label}, or as init_from has it",
     "projection_dim": "width of the joint space",
     "audio_layers": "last; weighted: a learned sum of all layers; or some, concatenated, such as 1,2,3",
     "audio_pooling": "mean or max over frames",
@@ -157,6 +157,7 @@ class Recipe:
             of the same corpus and folds, and then each fold starts from that fold's checkpoint. It brings both
             encoders (`audio_encoder` and `text_encoder` are then not used) and the fields of `FIXED_BY_WEIGHTS`. The
             labels are the corpus's; unless they are the checkpoint's own, its classifier starts anew.
+        label_template: as in `LaSCLConfig`; by default that of `init_from`, else "{label}".
         freeze_feature_encoder: as in `LaSCLConfig`; by default frozen unless the encoder starts at random.
         lora_rank: above 0, the audio encoder is fine-tuned through low-rank adapters, see `lascl.training.lora`.
         push_to_hub, hub_model_id, hub_private_repo, hub_main, publish_text_encoder: as for `lascl.hub.publish.publish`,
@@ -184,7 +185,7 @@ class Recipe:
     text_encoder_revision: str | None = None
     init_from: str | None = None
     init_from_revision: str | None = None
-    label_template: str = "{label}"
+    label_template: str | None = None
     projection_dim: int = 256
     audio_layers: str = "last"
     audio_pooling: str = "mean"
@@ -219,6 +220,8 @@ class Recipe:
         self.audio_layers = str(self.audio_layers).strip("[]").replace(" ", "")
         if self.init_from:
             self.audio_encoder = self.audio_encoder_revision = self.text_encoder = self.text_encoder_revision = None
+        elif self.label_template is None:
+            self.label_template = "{label}"
         if self.freeze_feature_encoder is None:
             self.freeze_feature_encoder = not isinstance(self.audio_encoder, dict)
         if self.objective not in OBJECTIVES:
@@ -250,9 +253,9 @@ class Recipe:
         LaSCLConfig(**self.model_config())
 
     def model_config(self) -> dict:
-        """The fields that are `LaSCLConfig`'s, as keyword arguments of `from_encoders`."""
+        """Keyword arguments of `from_encoders`: the fields that are `LaSCLConfig`'s, less what `init_from` decides."""
         fields = {field.name for field in dataclasses.fields(LaSCLConfig)} - {"text_encoder"}
-        return {name: value for name, value in vars(self).items() if name in fields}
+        return {name: value for name, value in vars(self).items() if name in fields and value is not None}
 
     def fold_numbers(self, num_folds: int) -> list[int]:
         """The chosen fold numbers, ascending.
@@ -407,6 +410,8 @@ def _fields_of_old_runs(path: Path, output_dir: Path, init_from: str | None) -> 
         old = recorded_recipe(run_dir) if run_dir else None
         if old is not None:
             fields |= {name: value for name, value in with_absent(old).items() if name not in old}
+            if old.get("init_from") and "split_seed" not in old:  # then not inherited yet
+                fields["label_template"] = old["label_template"]
     return fields
 
 

@@ -36,7 +36,8 @@ class LaSCLTrainer(Trainer):
     the training data set (if it has `set_epoch`), and WA, UA and macro-F1 of both heads from `evaluate()`. Takes the
     arguments of `Trainer` but `compute_loss_func`; `args` is a `LaSCLTrainingArguments`. A training data set with `ids`
     is read in an order that follows from them; `bucket_by_length` needs its `durations_s`, `utterances_per_class` its
-    `labels` (`SpeechDataset` has all three).
+    `labels`, and `contrastive_chunk_size` counts its `num_views` (`SpeechDataset` has all four; without, the views are
+    those of the arguments).
 
     Raises:
         ValueError: `compute_loss_func` is given.
@@ -85,7 +86,8 @@ class LaSCLTrainer(Trainer):
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        rows_per_chunk = (self.args.contrastive_chunk_size or len(labels)) * self.args.num_views
+        num_views = getattr(self.train_dataset, "num_views", self.args.views_an_utterance)
+        rows_per_chunk = (self.args.contrastive_chunk_size or len(labels)) * num_views
         # A frozen encoder's pooled audio is no burden: nothing is encoded, so nothing has to be cut.
         if model.training and rows_per_chunk < len(labels) and "pooled_audio" not in inputs:
             outputs = cached_forward(model, inputs, rows_per_chunk)
@@ -165,7 +167,7 @@ class LaSCLTrainer(Trainer):
             logs |= self._running_means.since_last_log() | self.clock.since_last_log()
         elif "train_loss" in logs:
             means = self._running_means
-            logs["train_loss"] = means.total_loss / max(means.num_losses, 1)
+            logs["train_loss"] = means.since_the_start()
             logs["train_runtime"] = means.runtime_s()
         super().log(logs, start_time)
 
@@ -254,10 +256,16 @@ class StepClock(TrainerCallback):
     """What training steps cost on this machine: evaluation, saving and logging do not count."""
 
     def __init__(self):
+        self._start_anew()
+
+    def _start_anew(self):
         self.waited_s = 0.0  # for data
         self.stepped_s = 0.0
         self.num_steps = 0
         self.logged = (0.0, 0.0, 0)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start_anew()
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
@@ -274,7 +282,7 @@ class StepClock(TrainerCallback):
         return self.rates(waited_s, stepped_s, num_steps)
 
     def since_start(self) -> dict[str, float]:
-        """See `rates`; since this process began to train."""
+        """See `rates`; since `train()` was last called."""
         return self.rates(self.waited_s, self.stepped_s, self.num_steps)
 
     @staticmethod
@@ -301,17 +309,24 @@ def _peak_resident_bytes() -> int | None:
 class RunningMeans(TrainerCallback, ExportableState):
     """What the log needs since its last entry, and since training began; saved with every checkpoint.
 
-    Sums stay on the device: they are read when something is logged or saved, not in every step.
+    A second `train()` starts anew, unless a checkpoint brings what came before. Sums stay on the device: they are read
+    when something is logged or saved, not in every step.
     """
 
     def __init__(self):
+        self._start_anew()
+
+    def _start_anew(self):
+        self.has_begun = False  # not of the state: what a checkpoint brings goes on
         self.sums: dict[str, float | torch.Tensor] = {}  # since the last log
         self.num_added, self.padding, self.size = 0, 0, 0
         self.total_loss, self.num_losses = 0.0, 0  # since training began, up to the last log
         self.earlier_s, self.started = 0.0, time.monotonic()  # before the last start
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started = time.monotonic()
+        if self.has_begun:
+            self._start_anew()
+        self.has_begun, self.started = True, time.monotonic()
 
     def add(self, terms: dict[str, torch.Tensor], padding: torch.Tensor, size: torch.Tensor):
         """A batch: its loss and terms, and how many of its `size` samples or frames were padding (all 0-dim)."""
@@ -331,6 +346,11 @@ class RunningMeans(TrainerCallback, ExportableState):
             means["padding_share"] = int(self.padding) / int(self.size)
         self.sums, self.num_added, self.padding, self.size = {}, 0, 0, 0
         return means
+
+    def since_the_start(self) -> float:
+        """The mean loss of all batches of the training, logged or not; 0 without any."""
+        total = self.total_loss + float(self.sums.get("loss", 0.0))
+        return total / max(self.num_losses + self.num_added, 1)
 
     def runtime_s(self) -> float:
         """Seconds spent on the steps that led here; what was done again after an interruption counts once."""
