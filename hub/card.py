@@ -64,15 +64,16 @@ def fold_card(
     Args:
         run_dir: with `recipe.yaml`, `environment.json` and `protocol.json`.
         fold_number: whose checkpoint it is. `None`: one of the whole corpus; the card then says that it has no
-            held-out score of its own, and quotes the cross-validation.
+            held-out score of its own, and quotes the cross-validation in its text alone.
         repo_id: `org/name` of the repository, for the code in the card, which loads the branch `fold-K` (`None`:
             `main`). Without it the code says `PATH_OR_NAME`.
         checkpoint: the folder with `config.json` and `preprocessor_config.json`; by default the fold's, or that of
             the first fold there is.
 
     Returns:
-        The card. WA, UA and macro-F1 of the model's own head are in `card.data.eval_results` as fractions with four
-        decimals; their `dataset_split` is `fold-K` or `pooled`.
+        The card. WA, UA and macro-F1 of the model's own head on its own fold are in `card.data.eval_results` as
+        fractions with four decimals; their `dataset_split` is `fold-K`. The Hub shows them as these weights' own, so
+        what other weights reached stands in the text alone, which says whose it is.
 
     Raises:
         ValueError: a file of the run is missing or damaged, or the run has no such fold.
@@ -95,15 +96,14 @@ def fold_card(
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     limit_s = min(recipe["max_duration_s"], extractor.get("chunk_length", recipe["max_duration_s"]))
 
-    scores, table, commit = {}, [], environment["commit"]
+    own, table, commit = None, [], environment["commit"]
     if fold_number and (fold_dir / "metrics.json").is_file():
         commit = _read(fold_dir / "metrics.json")["commit"]
     if fold_number and (fold_dir / "predictions.csv").is_file():
-        scores[f"fold-{fold_number}"] = own = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
+        own = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
         best = _best_epoch(run_dir, [fold_number])
         table.append([f"fold {fold_number}", own["n"], *_spread(own), *_spread(best and best["mean"])])
     if results:
-        scores["pooled"] = results["pooled"]
         table += _over_folds(run_dir, results)
 
     corpus = _corpus_facts(recipe)
@@ -122,9 +122,9 @@ def fold_card(
         metrics=[metric for metric, *_ in METRICS.values()],
         tags=["lascl", "speech-emotion-recognition", *(["synthetic-speech"] if corpus["synthetic"] else [])],
     )
-    if scores:
+    if own:
         card_data.model_name = repo_id.rpartition("/")[2] if repo_id else f"lascl-{recipe['corpus']}"
-        card_data.eval_results = _eval_results(scores, recipe, protocol, corpus, limit_s)
+        card_data.eval_results = _eval_results(fold_number, own, recipe, protocol, corpus, limit_s)
 
     templates = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -180,7 +180,9 @@ def _read(path: Path):
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
-def _eval_results(scores: dict, recipe: dict, protocol: dict, corpus: dict, limit_s: float) -> list[EvalResult]:
+def _eval_results(
+    fold_number: int, scores: dict, recipe: dict, protocol: dict, corpus: dict, limit_s: float
+) -> list[EvalResult]:
     folds = recipe["protocol"] or "the corpus's own folds"
     return [
         EvalResult(
@@ -188,19 +190,18 @@ def _eval_results(scores: dict, recipe: dict, protocol: dict, corpus: dict, limi
             task_name="Speech emotion recognition",
             dataset_type=(corpus["datasets"] or [recipe["corpus"]])[0],
             dataset_name=corpus["title"],
-            dataset_split=split,
+            dataset_split=f"fold-{fold_number}",
             # What `lascl-verify` needs to predict again, and a reader to compare.
             dataset_args={
                 "protocol": f"{folds}, {protocol['num_folds']} in all. {protocol['notes'][0]}",
-                "utterances": of_split["n"],
+                "utterances": scores["n"],
                 "max_duration_s": float(limit_s),
             },
             metric_type=metric,
             metric_name=name,
-            metric_value=round(of_split[score], DECIMALS),
+            metric_value=round(scores[score], DECIMALS),
             metric_args=arguments,
         )
-        for split, of_split in scores.items()
         for score, (metric, name, arguments) in METRICS.items()
     ]
 

@@ -104,10 +104,12 @@ def verify(folder: str | Path, corpus: datasets.Dataset, *, batch_size: int = 8)
         OSError: the model cannot be loaded.
     """
     folder = Path(folder)
-    for name in ("README.md", "predictions.csv", "config.json"):
+    for name in ("README.md", "config.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}. Give a published fold, such as org/name --revision fold-1.")
     number, claims = held_out_claims(ModelCard.load(folder / "README.md"))
+    if not (folder / "predictions.csv").is_file():
+        raise ValueError(f"{folder} has no predictions.csv. Give a published fold, such as org/name --revision fold-1.")
     config = LaSCLConfig.from_pretrained(folder)
     labels = corpus.features["label"].names
     if labels != config.labels:
@@ -154,10 +156,10 @@ def held_out_claims(card: ModelCard) -> tuple[int, dict[str, EvalResult]]:
         if fold:
             claims.setdefault(int(fold[1]), {})[result.metric_type] = result
     if len(claims) != 1:
-        raise ValueError(
-            f"The card has the scores of {len(claims)} held-out folds; one is needed. Give the branch of a fold: "
-            "--revision fold-1."
+        whose = (
+            f"the scores of {len(claims)} held-out folds; one is needed" if claims else "no held-out score of its own"
         )
+        raise ValueError(f"The card has {whose}. Give the branch of a fold: --revision fold-1.")
     ((number, by_metric),) = claims.items()
     told = by_metric.get("accuracy") and by_metric["accuracy"].dataset_args
     wanted = {metric for metric, *_ in METRICS.values()}

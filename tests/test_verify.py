@@ -167,7 +167,7 @@ def drop_a_column(folder):
     "spoil, options, message",
     [
         (drop_predictions, (), "has no predictions.csv. Give a published fold"),
-        (take_the_plain_card, (), "The card has the scores of 0 held-out folds"),
+        (take_the_plain_card, (), "The card has no held-out score of its own. Give the branch of a fold"),
         (rename_an_utterance, (), "The corpus has no utterance '17a01Xa'"),
         (garble_a_probability, (), "probability_fear of '11a01Ea' is no number: '0,3'"),
         (drop_a_column, (), "predictions.csv has no column 'probability_fear'"),
