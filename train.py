@@ -95,13 +95,17 @@ def main(argv: list[str] | None = None):
         sys.exit(2)
     publisher = None
     if recipe.push_to_hub and PartialState().is_main_process:
-        publisher = BackgroundPublisher(
-            run_dir,
-            recipe.hub_model_id,
-            private=recipe.hub_private_repo,
-            hub_main=recipe.hub_main,
-            publish_text_encoder=recipe.publish_text_encoder,
-        )
+        try:
+            publisher = BackgroundPublisher(
+                run_dir,
+                recipe.hub_model_id,
+                private=recipe.hub_private_repo,
+                hub_main=recipe.hub_main,
+                publish_text_encoder=recipe.publish_text_encoder,
+            )
+        except ValueError as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            sys.exit(2)
     try:
         cross_validate(recipe, run_dir, corpus, folds, encoders, publisher)
         if PartialState().is_main_process:

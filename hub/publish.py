@@ -5,8 +5,8 @@ With `--space org/demo` a Space follows, where `main` is tried in the browser.
 Each fold is a complete model repository on a branch `fold-K`, and `main` holds the same as one of them. It is put
 together in `RUN/.hub/fold-K`: the checkpoint with its card, `predictions.csv` and `metrics.json`.
 
-What the Hub has already is compared by content, so publishing again only adds what is missing. The token is the one of
-huggingface_hub (`hf auth login`, or HF_TOKEN).
+What the Hub has already is compared by content, so publishing again only adds what is missing. What LaSCL did not write
+stays, see `lascl.hub.ownership`. The token is the one of huggingface_hub (`hf auth login`, or HF_TOKEN).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx2
 import yaml
@@ -35,13 +36,19 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+)
 from huggingface_hub.utils._http import default_client_factory
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from transformers import AutoModel, AutoTokenizer
 
 from lascl.hub.card import fold_card, public_config
-from lascl.hub.space import SDK, stage_space
+from lascl.hub.ownership import CARD, RECORD, Record, hashes, is_lascl_config, merged_card
+from lascl.hub.space import SDK, check_index_url, stage_space
 from lascl.training.recipe import HUB_MAIN, check_repo_id
 from lascl.training.run_directory import write_text
 
@@ -53,12 +60,20 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 2, 60
 PASSING = (408, 409, 412, 429)  # and all from 500 on: the same request may succeed later
 
 
+# What an Inference Endpoint runs, and installs for it beside the torch that it has.
+HANDLER = Path(__file__).with_name("handler.py")
+HANDLER_REQUIREMENTS = ("transformers>=5.20,<6", "soundfile>=0.12", "soxr>=0.5")
+
 # Beside the folds' folders in a run: the training on everything.
 FULL_DATA = "full-data"
 
 
 class PublishingError(RuntimeError):
     """Something was not published. The message is one sentence that says what and why; it never holds the token."""
+
+
+class NotOurs(ValueError):
+    """A repository holds what LaSCL did not write, where it would write. The message says what, and how to go on."""
 
 
 def main(argv: list[str] | None = None):
@@ -77,6 +92,16 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--hub_main", choices=HUB_MAIN, help="what main holds")
     parser.add_argument("--publish_text_encoder", action="store_true", help="with the weights of the text encoder")
     parser.add_argument("--space", metavar="ORG/NAME", help="a Space to try main in the browser, published last")
+    parser.add_argument(
+        "--torch_index_url",
+        metavar="URL",
+        help="where a Space on CPUs gets torch's CPU build: a package index; else the far larger CUDA build comes",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="write over files of the same names that are another model's, or that somebody changed since",
+    )
     args = parser.parse_args(argv)
     try:
         folds = None if args.folds == "all" else sorted({int(number) for number in args.folds.split(",")})
@@ -93,6 +118,8 @@ def main(argv: list[str] | None = None):
             hub_main=args.hub_main,
             publish_text_encoder=args.publish_text_encoder,
             space=args.space,
+            torch_index_url=args.torch_index_url,
+            replace=args.replace,
         )
     except PublishingError as error:
         print(f"lascl-publish: {error} Give the same command again: what is there is kept.", file=sys.stderr)
@@ -111,6 +138,8 @@ def publish(
     hub_main: str | None = None,
     publish_text_encoder: bool = False,
     space: str | None = None,
+    torch_index_url: str | None = None,
+    replace: bool = False,
 ) -> list[str]:
     """Publishes finished folds, each in one commit to its branch `fold-K`, then `main`, if the run is finished, then
     the Space, if one is wanted and there is a `main` for it.
@@ -126,6 +155,9 @@ def publish(
         hub_main: `first_fold`, `best_validation` or `full_data`: what `main` holds, see `fold_for_main`.
         publish_text_encoder: with `text_encoder/`, so that new labels need nothing from elsewhere.
         space: `org/name` of a Space for `main`; made if it does not exist.
+        torch_index_url: for the Space, see `lascl.hub.space.requirements`.
+        replace: write over files of the same names that are another model's, or that somebody changed since LaSCL
+            wrote them, and over changed parts of the card. Files of other names stay even so.
 
     Returns:
         The branches that got a commit, and the Space's name if it did; those that held the same content already are
@@ -133,12 +165,16 @@ def publish(
 
     Raises:
         ValueError: no finished fold, one that is not finished, a wrong `hub_main` or a name that the Hub cannot have.
+        NotOurs: a ValueError: without `replace`, a branch whose `config.json` is of no LaSCL model, a Space that is no
+            page of LaSCL, or files that somebody changed. Nothing is written there.
         PublishingError: the Hub failed or refused; what is published so far stays.
     """
     run_dir = Path(run_dir)
     check_repo_id(repo_id)
     if space is not None:
         check_repo_id(space, "space")
+    if torch_index_url is not None:
+        check_index_url(torch_index_url)
     finished = finished_folds(run_dir)
     if not finished:
         raise ValueError(f"{run_dir} has no finished fold: give the output_dir of train.py.")
@@ -153,7 +189,7 @@ def publish(
     api, new = HfApi(), []
     for branch, number in sources.items():
         try:
-            if publish_branch(api, run_dir, repo_id, branch, number, private, publish_text_encoder):
+            if publish_branch(api, run_dir, repo_id, branch, number, private, publish_text_encoder, replace):
                 new.append(branch)
         except PublishingError as error:
             missing = list(sources)[list(sources).index(branch) :]
@@ -162,10 +198,16 @@ def publish(
         print(f"main of {repo_id} waits for the end of the run{', and so does the Space' * bool(space)}.", flush=True)
     elif space is not None:
         try:
-            if publish_space(api, run_dir, space, repo_id, private):
+            if publish_space(api, run_dir, space, repo_id, private, torch_index_url, replace):
                 new.append(space)
         except PublishingError as error:
             raise PublishingError(f"the Space {space} not published: {error}") from None
+        if torch_index_url is None:
+            print(
+                f"{space} requires torch from the default index: for Linux its CUDA build, gigabytes more than a Space "
+                "on CPUs can use. --torch_index_url names an index with CPU builds.",
+                flush=True,
+            )
         if private:
             print(f"{repo_id} is private: give the Space a secret HF_TOKEN that may read it.", flush=True)
     return new
@@ -262,7 +304,10 @@ def stage_fold(
         shutil.copytree(
             _save_text_encoder(run_dir, fold_dir / "checkpoint"), folder / "text_encoder", copy_function=_link
         )
-    fold_card(run_dir, number, repo_id, checkpoint=fold_dir / "checkpoint").save(folder / "README.md")
+    shutil.copyfile(HANDLER, folder / "handler.py")
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in HANDLER_REQUIREMENTS), encoding="utf-8")
+    fold_card(run_dir, number, repo_id, checkpoint=fold_dir / "checkpoint").save(folder / CARD)
+    write_text(folder / RECORD, Record.of_folder(folder).text())
     return folder
 
 
@@ -312,10 +357,12 @@ def publish_branch(
     number: int | None,
     private: bool | None = None,
     publish_text_encoder: bool = False,
+    replace: bool = False,
 ) -> bool:
     """Stages a fold and brings a branch to its content in one commit, patiently. Returns whether one was needed.
 
     Raises:
+        NotOurs: see `publish`.
         PublishingError: the Hub refused or went on failing, or the fold cannot be staged.
     """
     try:
@@ -323,21 +370,32 @@ def publish_branch(
     except (OSError, ValueError) as error:
         raise PublishingError(f"it cannot be put together ({_one_line(error)}).") from None
     message = "Trained on everything" if number is None else f"Fold {number}"
-    return _upload_patiently(api, repo_id, branch, folder, private, message=message)
+    return _upload_patiently(api, repo_id, branch, folder, private, message=message, replace=replace)
 
 
-def publish_space(api: HfApi, run_dir: Path, space: str, model_id: str, private: bool | None = None) -> bool:
+def publish_space(
+    api: HfApi,
+    run_dir: Path,
+    space: str,
+    model_id: str,
+    private: bool | None = None,
+    torch_index_url: str | None = None,
+    replace: bool = False,
+) -> bool:
     """Stages the Space of a published model and brings it to its content in one commit, as `publish_branch` does.
 
     Raises:
+        NotOurs: see `publish`.
         PublishingError: the Hub refused or went on failing, or the Space cannot be staged.
     """
     try:
-        folder = stage_space(run_dir / ".hub" / "space", space, model_id)
+        folder = stage_space(run_dir / ".hub" / "space", space, model_id, torch_index_url)
+        write_text(folder / RECORD, Record.of_folder(folder).text())
     except (OSError, ValueError) as error:
         raise PublishingError(f"it cannot be put together ({_one_line(error)}).") from None
     message = f"A demo of {model_id}"
-    return _upload_patiently(api, space, "main", folder, private, message=message, repo_type="space")
+    options = {"message": message, "replace": replace, "repo_type": "space"}
+    return _upload_patiently(api, space, "main", folder, private, **options)
 
 
 def _upload_patiently(api: HfApi, repo_id: str, branch: str, folder: Path, private: bool | None, **options) -> bool:
@@ -345,6 +403,8 @@ def _upload_patiently(api: HfApi, repo_id: str, branch: str, folder: Path, priva
     while True:
         try:
             return _upload(api, repo_id, branch, folder, private, **options)
+        except NotOurs:
+            raise
         except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
             if not _may_pass(error):
                 raise PublishingError(_reason(error)) from None
@@ -364,6 +424,7 @@ def _upload(
     folder: Path,
     private: bool | None,
     message: str,
+    replace: bool = False,
     repo_type: str = "model",
 ) -> bool:
     try:
@@ -377,7 +438,15 @@ def _upload(
         if branch != "main":  # every repository has that
             api.create_branch(repo_id, branch=branch)
         head = _head(api, repo_id, branch, repo_type)
-    changes = _changes(head, folder)
+    remote = _Remote(api, repo_id, branch, repo_type, head)
+    wanted, stale, kept = _plan(remote, folder, replace)
+    if kept:
+        print(
+            f"{branch} of {repo_id}: left as somebody else wrote or changed it: {', '.join(kept)} (--replace writes "
+            "LaSCL's).",
+            flush=True,
+        )
+    changes = _operations(remote, wanted, stale)
     if not changes:
         print(f"{branch} of {repo_id}: is there already.", flush=True)
         return False
@@ -386,7 +455,7 @@ def _upload(
     commit = api.create_commit(
         repo_id, changes, commit_message=message, revision=branch, parent_commit=head.sha, repo_type=repo_type
     )
-    if _changes(_head(api, repo_id, branch, repo_type), folder):
+    if _operations(_Remote(api, repo_id, branch, repo_type), wanted, stale):
         raise RuntimeError(f"commit {commit.oid} does not hold what was sent.")
     print(f"{branch} of {repo_id}: published.", flush=True)
     return True
@@ -397,26 +466,116 @@ def _head(api: HfApi, repo_id: str, branch: str, repo_type: str) -> ModelInfo | 
     return api.repo_info(repo_id, revision=branch, files_metadata=True, timeout=TIME_OUT, repo_type=repo_type)
 
 
-def _changes(head: ModelInfo | SpaceInfo, folder: Path) -> list:
-    """The operations that give a branch the folder's content; the Hub's own `.gitattributes` stays."""
-    remote = {file.rfilename: file for file in head.siblings}
-    local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+class _Remote:
+    """A commit on the Hub, by default the newest of a branch: its files, and what some of them say."""
+
+    def __init__(self, api: HfApi, repo_id: str, branch: str, repo_type: str = "model", head=None):
+        self.api, self.repo_id, self.branch, self.repo_type = api, repo_id, branch, repo_type
+        self.head = head or _head(api, repo_id, branch, repo_type)
+        self.files = {file.rfilename: file for file in self.head.siblings}
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, if the commit has it."""
+        if name not in self.files:
+            return None
+        where = f"spaces/{self.repo_id}" if self.repo_type == "space" else self.repo_id
+        # By the client with a time-out; `hf_hub_download` would wait for minutes.
+        response = get_session().get(
+            f"{self.api.endpoint}/{where}/resolve/{self.head.sha}/{quote(name)}", headers=build_hf_headers()
+        )
+        hf_raise_for_status(response)
+        return response.content
+
+    def is_of_lascl(self) -> bool:
+        """Whether this is a LaSCL model, or a Space of LaSCL's page; a Space that the Hub has just made counts too."""
+        if self.repo_type == "space":
+            return "app.py" not in self.files or "space.json" in self.files
+        return is_lascl_config(self.read("config.json") or b"")
+
+    def named(self) -> str:
+        return f"{self.branch} of {self.repo_id}" if self.repo_type == "model" else f"the Space {self.repo_id}"
+
+
+# Beside a model somebody may have one of his own. The card is looked at part by part.
+LEFT_TO_OTHERS = ("handler.py", "requirements.txt")
+
+
+def _plan(remote: _Remote, folder: Path, replace: bool) -> tuple[dict[str, Path | bytes], list[str], list[str]]:
+    """What a branch is to hold of a folder, paths that go, and what stays as somebody else wrote it.
+
+    Raises:
+        NotOurs: see `publish`.
+    """
+    wanted = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    record = Record.parsed(remote.read(RECORD) or b"")
+    is_of_lascl = record is not None or remote.is_of_lascl()
+    if not is_of_lascl and not replace:
+        _refuse_another_model(remote, wanted)
+
+    kept = []
+    for name, content in list(wanted.items()):
+        there = remote.files.get(name)
+        is_ours = record.wrote(there) if record and there else is_of_lascl and name not in LEFT_TO_OTHERS
+        if there is None or is_ours or replace or name in (CARD, RECORD) or _is_same(content, there):
+            continue
+        if name not in LEFT_TO_OTHERS:
+            raise NotOurs(
+                f"{remote.named()} holds {name}, which is not as LaSCL wrote it. Publish elsewhere, or give "
+                "lascl-publish --replace to write over it."
+            )
+        del wanted[name]
+        kept.append(name)
+    if CARD in remote.files and CARD in wanted and (is_of_lascl or not replace):
+        new = wanted[CARD].read_text(encoding="utf-8")
+        old = remote.read(CARD).decode("utf-8", errors="replace")
+        if record or remote.repo_type != "space":  # a Space without a record has the Hub's own
+            text, parts = merged_card(new, old, record, replace=replace)
+            wanted[CARD] = text.encode()
+            kept += [f"{CARD} ({', '.join(part or 'its beginning' for part in parts)})"] if parts else []
+    written = record.files if record else {}
+    return wanted, [name for name in written if _may_go(name, remote, record, folder)], kept
+
+
+def _refuse_another_model(remote: _Remote, wanted: dict[str, Path]):
+    """Raises NotOurs if a branch holds another model, or any file in the way that is not the card."""
+    if remote.repo_type == "space":
+        raise NotOurs(
+            f"{remote.named()} has an app.py that is not LaSCL's. Give another name, or lascl-publish --replace to "
+            "write over it."
+        )
+    if "config.json" in remote.files:
+        raise NotOurs(
+            f"{remote.named()} holds a config.json that is of no LaSCL model. Publish elsewhere, or give lascl-publish "
+            "--replace to write over it; files of other names stay."
+        )
+    in_the_way = [name for name in wanted if name in remote.files and name not in (CARD, *LEFT_TO_OTHERS)]
+    if different := [name for name in in_the_way if not _is_same(wanted[name], remote.files[name])]:
+        raise NotOurs(
+            f"{remote.named()} holds {different[0]}, which LaSCL did not write. Publish elsewhere, or give "
+            "lascl-publish --replace to write over it."
+        )
+
+
+def _may_go(name: str, remote: _Remote, record: Record, folder: Path) -> bool:
+    """Whether LaSCL wrote a file, nobody changed it since, and it is of no use any more."""
+    return name in remote.files and record.wrote(remote.files[name]) and not (folder / name).is_file()
+
+
+def _operations(remote: _Remote, wanted: dict[str, Path | bytes], stale: list[str]) -> list:
+    """Those that give a commit the wanted files and take the stale ones away."""
     added = [
-        CommitOperationAdd(name, path)
-        for name, path in local.items()
-        if name not in remote or not _is_same(path, remote[name])
+        CommitOperationAdd(name, content)
+        for name, content in wanted.items()
+        if name not in remote.files or not _is_same(content, remote.files[name])
     ]
-    stale = sorted(remote.keys() - local.keys() - {".gitattributes"})
-    return added + [CommitOperationDelete(name, is_folder=False) for name in stale]
+    return added + [CommitOperationDelete(name, is_folder=False) for name in stale if name in remote.files]
 
 
-def _is_same(path: Path, remote: RepoSibling) -> bool:
-    if path.stat().st_size != remote.size:
+def _is_same(content: Path | bytes, remote: RepoSibling) -> bool:
+    if (len(content) if isinstance(content, bytes) else content.stat().st_size) != remote.size:
         return False
-    if remote.lfs is None:
-        return git_hash(path.read_bytes()) == remote.blob_id
-    with open(path, "rb") as file:
-        return sha_fileobj(file).hex() == remote.lfs.sha256
+    sha256, sha1 = hashes(content)
+    return sha256 == remote.lfs.sha256 if remote.lfs else sha1 == remote.blob_id
 
 
 # ------------------------------------------------------------------------------------------------------- when it fails
@@ -471,11 +630,27 @@ def _one_line(words: object) -> str:
 # --------------------------------------------------------------------------------------------------- beside training
 
 
+def refuse_early(repo_id: str):
+    """Raises NotOurs if a repository's `main` holds another model. A Hub that does not answer is asked later."""
+    try:
+        remote = _Remote(HfApi(), repo_id, "main")
+        if Record.parsed(remote.read(RECORD) or b"") is None and not remote.is_of_lascl():
+            _refuse_another_model(remote, {})
+    except NotOurs:
+        raise
+    except Exception as error:
+        if not isinstance(error, RepositoryNotFoundError):
+            print(f"push_to_hub: {repo_id} cannot be looked at now: {_reason(error)}", flush=True)
+
+
 class BackgroundPublisher:
     """Publishes folds beside the training of the next: one thread, which training never waits for.
 
     Args:
         run_dir, repo_id, private, hub_main, publish_text_encoder: as for `publish`.
+
+    Raises:
+        NotOurs: the repository's `main` holds another model, see `publish`; said before anything is trained.
     """
 
     def __init__(self, run_dir: Path, repo_id: str, *, private=None, hub_main=None, publish_text_encoder=False):
@@ -483,6 +658,7 @@ class BackgroundPublisher:
         self.options = {"private": private, "publish_text_encoder": publish_text_encoder}
         self.pool, self.uploads = ThreadPoolExecutor(max_workers=1), {}
         prepare_client()
+        refuse_early(repo_id)
         disable_progress_bars()  # those of training are enough
         if get_token() is None:
             print("push_to_hub: no token is found; log in with `hf auth login` before the first fold ends.", flush=True)
@@ -510,7 +686,11 @@ class BackgroundPublisher:
         try:
             publish(self.run_dir, self.repo_id, hub_main=self.hub_main, **self.options)
         except Exception as error:
-            reason = error if isinstance(error, PublishingError) else f"{self.repo_id} not published: {_reason(error)}"
+            reason = (
+                error
+                if isinstance(error, (PublishingError, NotOurs))
+                else f"{self.repo_id} not published: {_reason(error)}"
+            )
             print(f"{reason} The run is complete; publish it with: {self.command()}", file=sys.stderr)
 
     def command(self) -> str:

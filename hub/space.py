@@ -8,6 +8,7 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -36,13 +37,14 @@ variables LASCL_MODEL and LASCL_REVISION of the Space win over it.
 """
 
 
-def stage_space(folder: str | Path, space: str, model_id: str) -> Path:
+def stage_space(folder: str | Path, space: str, model_id: str, torch_index_url: str | None = None) -> Path:
     """Puts a Space together; an earlier staging is replaced. It runs where LaSCL is not installed.
 
     Args:
         folder: where.
         space: `org/name` of the Space.
         model_id: `org/name` of the model on the Hub, which the Space loads when it starts.
+        torch_index_url: of a package index with PyTorch's builds for CPUs, see `requirements`.
 
     Returns:
         The folder: `app.py`, `space.json`, `requirements.txt`, `README.md` and `lascl/`.
@@ -62,7 +64,9 @@ def stage_space(folder: str | Path, space: str, model_id: str) -> Path:
     for name in ("style.css", "page.js"):
         shutil.copyfile(PACKAGE / "space" / name, folder / "lascl" / "space" / name)
     (folder / "space.json").write_text(json.dumps({"model": model_id}) + "\n", encoding="utf-8")
-    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
+    (folder / "requirements.txt").write_text(
+        "".join(f"{line}\n" for line in requirements(torch_index_url)), encoding="utf-8"
+    )
     title = f"{model_id.rpartition('/')[2]}: emotion in speech"
     front_matter = {
         "title": title,
@@ -107,13 +111,38 @@ def _file(module: str) -> Path | None:
     return next((file for file in candidates if first == "lascl" and file.is_file()), None)
 
 
-def requirements() -> list[str]:
-    """Lines of `requirements.txt`, with the versions that are installed here."""
+def requirements(torch_index_url: str | None = None) -> list[str]:
+    """Lines of `requirements.txt`, with the versions that are installed here.
+
+    Args:
+        torch_index_url: of a package index with PyTorch's builds for CPUs, `torch==X+cpu`. Without it torch comes from
+            the default index, which has the CUDA build for Linux: gigabytes more than a Space on CPUs can use. No other
+            spelling of the requirement selects the CPU build there.
+
+    Raises:
+        ValueError: a package is not installed here.
+    """
     lines = []
     for name in REQUIREMENTS:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             raise ValueError(f"The Space requires {name}, which is not installed here.") from None
-        lines.append(f"{name}=={version.partition('+')[0]}")  # a local build is on no index
-    return lines
+        lines.append(f"{name}=={version.partition('+')[0]}")  # a local build is on no default index
+    if torch_index_url is None:
+        return lines
+    return [f"--extra-index-url {torch_index_url}", f"{lines[0]}+cpu", *lines[1:]]
+
+
+def check_index_url(url: str):
+    """Raises ValueError for what may not or cannot stand in a public `requirements.txt`."""
+    try:
+        parts = urlsplit(url)
+        is_fit = parts.scheme == "https" and parts.hostname and not parts.username and not parts.password
+    except ValueError:
+        is_fit = False
+    if not is_fit or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise ValueError(
+            "torch_index_url must be an https address without a password, of a package index that has PyTorch's builds "
+            "for CPUs: it is published."
+        )

@@ -104,6 +104,18 @@ def recording(seed: int, duration_s: float = 0.5) -> np.ndarray:
     return (harmonics + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
 
 
+def flac_that_states(path: Path, rate: int, channels: int, seconds: int) -> Path:
+    """A short silence whose header tells of a long one, as a long one's header would."""
+    soundfile.write(path, np.zeros((4096, channels), np.int16), rate)
+    content = bytearray(path.read_bytes())
+    num_samples = rate * seconds  # 36 bits of the header
+    content[21] = content[21] & 0xF0 | num_samples >> 32
+    content[22:26] = (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(content)
+    assert soundfile.info(path).duration == seconds and soundfile.info(path).channels == channels
+    return path
+
+
 @pytest.fixture(scope="session")
 def emodb_like(tmp_path_factory) -> Path:
     """Ten speakers with one utterance of each of EmoDB's seven emotions, 0.3 to 0.6 s, under EmoDB's file names."""

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ SPACE = "org/lascl-demo"
 CODE = {"configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py"}
 STAGED = CODE | {
     *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "predictions.csv", "metrics.json"),
-    *("figures/confusion.png", "figures/tsne.png"),
+    *("figures/confusion.png", "figures/tsne.png", ".lascl-files.json", "handler.py", "requirements.txt"),
 }
 # What a publishing asks of the Hub, in this order.
 REQUESTS = {
@@ -158,7 +158,9 @@ def test_a_run_with_push_to_hub_leaves_a_branch_for_each_fold_and_main(published
     assert set(repository.branches) == {"fold-1", "fold-2", "main"}
     for branch, number in (("fold-1", 1), ("fold-2", 2), ("main", fold_for_main(published.run))):
         assert set(published.hub.content(REPO, branch)) == STAGED | {".gitattributes"}
-        for name in STAGED - {"README.md", "config.json", "figures/confusion.png", "figures/tsne.png"}:
+        made = {"README.md", "config.json", ".lascl-files.json", "handler.py", "requirements.txt"}
+        made |= {"figures/confusion.png", "figures/tsne.png"}
+        for name in STAGED - made:
             found = published.hub.read(REPO, branch, name)
             fold_dir = published.run / f"fold-{number}"
             kept = fold_dir / name if name in ("predictions.csv", "metrics.json") else fold_dir / "checkpoint" / name
@@ -424,14 +426,219 @@ def test_main_may_hold_a_training_on_everything_whose_card_claims_no_score_of_it
         assert "Training on everything: complete, kept." in capsys.readouterr().out
 
 
-def test_a_branch_ends_with_the_folds_content_whatever_was_there(run, tmp_path):
+# ---------------------------------------------------------------------------------- what somebody else put on the Hub
+
+
+@pytest.fixture
+def hub(run, tmp_path):
+    """A Hub with the run on it."""
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
-        publish(run.dir, REPO)
-        repository = hub.repositories[REPO]
-        stray = {"old/stale.bin": hub.store(b"stale", large=True), "README.md": hub.store(b"somebody's")}
-        repository.add("fold-1", {**repository.commits[repository.branches["fold-1"]].files, **stray}, "by hand")
-        assert publish(run.dir, REPO) == ["fold-1"]
-        assert holds(hub) == run.expected
+        assert lascl_publish(run.dir) == 0
+        yield hub
+
+
+def put(hub, branch: str, repo: str = REPO, without: tuple[str, ...] = (), **files: bytes):
+    """A commit by hand; `__` stands for a dot, `___` for a slash in names."""
+    files = {name.replace("___", "/").replace("__", "."): content for name, content in files.items()}
+    repository = hub.repositories[repo]
+    before = repository.commits[repository.branches[branch]].files
+    stored = {name: hub.store(content, large=name.endswith(".bin")) for name, content in files.items()}
+    kept = {name: file for name, file in before.items() if name not in without}
+    repository.add(branch, {**kept, **stored}, "by hand")
+
+
+def retrain(run_dir: Path, number: int = 1):
+    """Another answer to an utterance, so that the fold has something to publish: other scores among it."""
+    path = run_dir / f"fold-{number}" / "predictions.csv"
+    lines = path.read_text().splitlines()
+    rows = read_csv(path)
+    for row in rows[:5]:
+        row["prediction"] = row["reference"] if row["prediction"] != row["reference"] else "fear"
+    text = [",".join(row.values()) for row in rows]
+    path.unlink()  # what is staged is a hard link
+    path.write_text("\n".join([lines[0], *text]) + "\n")
+
+
+STRAYS = {
+    "LICENSE": b"MIT\n",
+    "handler__py": b"# somebody's own",
+    "requirements__txt": b"somebodys-package\n",
+    "notebooks___try__ipynb": b"{}",
+    "pytorch_model__bin": b"other weights",
+}
+
+
+def test_files_of_others_survive_and_only_what_was_recorded_is_deleted(run, hub):
+    assert lascl_publish(run.dir, "--publish_text_encoder") == 0
+    encoder = {name for name in hub.content(REPO, "fold-1") if name.startswith("text_encoder/")}
+    assert "text_encoder/config.json" in encoder
+    put(hub, "fold-1", text_encoder___config__json=b"{}", **STRAYS)
+    strays = {name.replace("___", "/").replace("__", ".") for name in STRAYS}
+    before = hub.content(REPO, "fold-1")
+    retrain(run.dir)
+    assert lascl_publish(run.dir) == 0
+    after = hub.content(REPO, "fold-1")
+    assert strays <= after.keys() and all(after[name] == before[name] for name in strays)
+    assert after["predictions.csv"] != before["predictions.csv"]
+    # LaSCL's own that is of no use any more goes, but not what somebody changed.
+    assert {name for name in after if name.startswith("text_encoder/")} == {"text_encoder/config.json"}
+    assert not any(name.startswith("text_encoder/") for name in hub.content(REPO, "fold-2"))  # each branch by itself
+    assert publish(run.dir, REPO) == []
+
+
+@pytest.mark.parametrize("record", [None, b"{", b'{"files": 3}', b"[]"])
+def test_without_a_record_nothing_is_deleted(run, hub, record):
+    assert lascl_publish(run.dir, "--publish_text_encoder") == 0
+    before = hub.content(REPO, "fold-1")
+    put(hub, "fold-1", without=(".lascl-files.json",), **({".lascl-files__json": record} if record else {}), **STRAYS)
+    retrain(run.dir)
+    assert lascl_publish(run.dir) == 0
+    after = hub.content(REPO, "fold-1")
+    assert before.keys() <= after.keys() and {"LICENSE", "notebooks/try.ipynb", "pytorch_model.bin"} <= after.keys()
+    assert hub.read(REPO, "fold-1", "handler.py") == b"# somebody's own"
+    assert after["predictions.csv"] != before["predictions.csv"]  # a LaSCL model is brought up to date
+    assert publish(run.dir, REPO) == []
+
+
+OTHER_MODEL = {
+    "config__json": b'{"model_type": "bert"}',
+    "model__safetensors": b"bert's",
+    "vocab__txt": b"the",
+    "README__md": b"---\nlicense: mit\n---\n# BERT\n\n## Use\n\nAs BERT.\n",
+}
+
+
+def test_another_model_is_refused_and_replaced_on_demand(run, tmp_path, capsys):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        huggingface_hub.HfApi().create_repo(REPO)
+        put(hub, "main", **OTHER_MODEL)
+        before = hub.content(REPO, "main")
+        code = lascl_publish(run.dir)
+        printed = capsys.readouterr()
+        assert code == 2 and hub.content(REPO, "main") == before, printed
+        assert printed.err.count("\n") == 1 and "holds a config.json that is of no LaSCL model" in printed.err
+        assert "--replace" in printed.err and "Give the same command again" not in printed.err
+        assert lascl_publish(run.dir, "--replace") == 0
+        after = hub.content(REPO, "main")
+        assert STAGED <= after.keys() and after["vocab.txt"] == before["vocab.txt"]
+        for branch, content in run.expected.items():
+            assert content.items() <= hub.content(REPO, branch).items()  # the card too is LaSCL's alone
+        assert lascl_publish(run.dir) == 0
+
+
+def test_another_model_is_refused_before_anything_is_trained(command, tmp_path, capsys):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        huggingface_hub.HfApi().create_repo(REPO)
+        put(hub, "main", **OTHER_MODEL)
+        options = ["--push_to_hub", "true", "--hub_model_id", REPO, "--output_dir", str(tmp_path / "run")]
+        code = 0
+        try:
+            train([*command, "--num_train_epochs", "1", *options])
+        except SystemExit as exit:
+            code = exit.code
+    error = capsys.readouterr().err
+    assert code == 2 and "train.py: main of org/lascl-tiny holds a config.json that is of no LaSCL model" in error
+    assert not list((tmp_path / "run").glob("fold-*"))
+
+
+def test_weights_without_a_configuration_are_not_written_over(run, tmp_path, capsys):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        huggingface_hub.HfApi().create_repo(REPO)
+        put(hub, "main", model__safetensors=b"somebody's", LICENSE=b"MIT")
+        assert lascl_publish(run.dir) == 2
+        assert "holds model.safetensors, which LaSCL did not write" in capsys.readouterr().err
+        assert hub.read(REPO, "main", "model.safetensors") == b"somebody's"
+
+
+def test_what_somebody_changed_is_not_written_over_unasked(run, hub, capsys):
+    put(hub, "fold-2", model__safetensors=b"trained on")
+    retrain(run.dir, 2)
+    assert lascl_publish(run.dir) == 2
+    error = capsys.readouterr().err
+    assert "fold-2 of org/lascl-tiny holds model.safetensors, which is not as LaSCL wrote it" in error
+    assert hub.read(REPO, "fold-2", "model.safetensors") == b"trained on"
+    assert lascl_publish(run.dir, "--replace") == 0
+    weights = run.dir / "fold-2" / "checkpoint" / "model.safetensors"
+    assert hub.read(REPO, "fold-2", "model.safetensors") == weights.read_bytes()
+
+
+def section(card: str, heading: str) -> str:
+    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)[1].strip()
+
+
+def test_what_a_person_wrote_into_the_card_stays(run, hub, capsys):
+    before = hub.read(REPO, "fold-1", "README.md").decode()
+    edited = before.replace("license: other\nlicense_name: see-the-card\n", "license: mit\n").replace(
+        "## Protocol", "## How we use it\n\nFor *birds*.\n\n## Protocol"
+    )
+    edited = edited.replace("For research on speech emotion recognition", "For zoos") + "\n## Thanks\n\nTo all.\n"
+    assert "license: mit" in edited and "For zoos" in edited
+    put(hub, "fold-1", README__md=edited.encode())
+    capsys.readouterr()
+    assert publish(run.dir, REPO) == []  # nothing to do, so nothing is touched
+    assert hub.read(REPO, "fold-1", "README.md").decode() == edited
+    retrain(run.dir)
+    for _ in range(2):
+        assert lascl_publish(run.dir) == 0
+        after = hub.read(REPO, "fold-1", "README.md").decode()
+        assert section(after, "How we use it") == "For *birds*." and section(after, "Thanks") == "To all."
+        assert after.index("## Training data") < after.index("## How we use it") < after.index("## Protocol")
+        assert "For zoos" in after and "license: mit" in after and "license_name" not in after
+        assert section(after, "Results") != section(before, "Results")  # its own, as it wrote it: written anew
+        assert (
+            yaml.safe_load(after.split("---")[1])["model-index"]
+            != yaml.safe_load(before.split("---")[1])["model-index"]
+        )
+        said = capsys.readouterr().out
+        assert "left as somebody else wrote or changed it: README.md (" in said
+        assert "license" in said and "## Intended use and limits" in said and "## Results" not in said
+    assert publish(run.dir, REPO) == []
+    assert lascl_publish(run.dir, "--replace") == 0
+    after = hub.read(REPO, "fold-1", "README.md").decode()
+    assert "For zoos" not in after and "license: other" in after and section(after, "Thanks") == "To all."
+
+
+def test_a_card_that_was_there_before_gets_what_it_lacks(run, tmp_path):
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        huggingface_hub.HfApi().create_repo(REPO)
+        put(hub, "main", README__md=b"---\nlicense: mit\n---\n# Our model\n\n## Contact\n\nUs.\n", LICENSE=b"MIT")
+        assert lascl_publish(run.dir) == 0
+        for branch in ("fold-1", "main"):
+            card = hub.read(REPO, branch, "README.md").decode()
+            assert "# Our model" in card and section(card, "Contact") == "Us." and "license: mit" in card
+            metadata = yaml.safe_load(card.split("---")[1])
+            assert metadata["pipeline_tag"] == "audio-classification" and "model-index" in metadata
+            assert "| fold 1 |" in section(card, "Results") and "license_name" not in metadata
+            assert hub.read(REPO, branch, "LICENSE") == b"MIT"
+        assert publish(run.dir, REPO) == []
+
+
+@pytest.mark.parametrize("kind", [500, 403, "closed", "hang"])
+def test_a_hub_that_fails_while_it_is_read_costs_a_sentence_and_loses_nothing(kind, run, hub, capfd):
+    put(hub, "fold-1", **STRAYS)
+    retrain(run.dir)
+    before = holds(hub)
+    capfd.readouterr()
+    hub.fail(kind, "GET", "/resolve/", times=ALWAYS)
+    assert lascl_publish(run.dir) == 1
+    printed = capfd.readouterr()
+    assert printed.err.count("\n") == 1 and "not published: " in printed.err and TOKEN not in printed.err
+    assert holds(hub) == before
+    hub.recover()
+    assert lascl_publish(run.dir) == 0
+    assert hub.read(REPO, "fold-1", "LICENSE") == b"MIT\n"
+
+
+def test_killed_after_its_commit_a_publishing_still_knows_what_is_whose(run, hub, capfd):
+    put(hub, "fold-1", **STRAYS)
+    retrain(run.dir)
+    hub.fail("done", "POST", "/commit/")  # the commit is made, nobody hears of it
+    hub.fail(403, "GET", "/revision/fold-1", times=ALWAYS, after=1)
+    assert lascl_publish(run.dir) == 1
+    hub.recover()
+    assert publish(run.dir, REPO) == (["main"] if fold_for_main(run.dir) == 1 else [])
+    assert hub.read(REPO, "fold-1", "LICENSE") == b"MIT\n"
+    assert hub.read(REPO, "fold-1", "handler.py") == b"# somebody's own"
 
 
 def test_the_text_encoder_is_published_on_demand(run, tmp_path, text_encoder):
@@ -549,9 +756,36 @@ def test_a_space_is_published_after_its_model_in_one_commit(run, tmp_path, capsy
     assert not [name for name, text in files.items() if any(secret in text for secret in told)]
 
 
+def test_a_space_takes_torch_for_a_cpu_from_where_it_is_told(run, tmp_path, capsys):
+    """No address is known to LaSCL: whoever publishes names it."""
+    url, name = "https://wheels.example/cpu", f"spaces/{SPACE}"
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):
+        assert lascl_publish(run.dir, "--space", SPACE) == 0
+        lines = hub.read(name, "main", "requirements.txt").decode().splitlines()
+        assert any(re.fullmatch(r"torch==[\d.]+", line) for line in lines)
+        assert "--torch_index_url" in capsys.readouterr().out  # what comes without it is said
+        assert lascl_publish(run.dir, "--space", SPACE, "--torch_index_url", url) == 0
+        lines = hub.read(name, "main", "requirements.txt").decode().splitlines()
+        assert lines[0] == f"--extra-index-url {url}" and re.fullmatch(r"torch==[\d.]+\+cpu", lines[1])
+        assert not any("+" in line for line in lines[2:])
+        assert "--torch_index_url" not in capsys.readouterr().out
+        assert publish(run.dir, REPO, space=SPACE, torch_index_url=url) == []
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a/cpu", "https://me:secret@a/cpu", "a/cpu", "https://a/cpu\n-r x", "https:///x"]
+)
+def test_an_index_that_cannot_be_published_is_refused(run, capsys, url):
+    assert lascl_publish(run.dir, "--space", SPACE, "--torch_index_url", url) == 2
+    error = capsys.readouterr().err
+    assert "torch_index_url must be an https address without a password" in error and "secret" not in error
+
+
 def test_a_space_requires_what_its_sources_import(tmp_path):
     folder = stage_space(tmp_path / "space", SPACE, REPO)
     required = {line.split("==")[0] for line in (folder / "requirements.txt").read_text().split()} | {"gradio"}
+    assert any(line.startswith("starlette") for line in requires("gradio"))
+    required.add("starlette")  # comes with Gradio
     distributions = packages_distributions()
     for path in folder.rglob("*.py"):
         tree = ast.parse(path.read_text())
@@ -563,6 +797,27 @@ def test_a_space_requires_what_its_sources_import(tmp_path):
                 assert required & {found.lower().replace("_", "-") for found in distributions[name]}, f"{path}: {name}"
     again = stage_space(folder, SPACE, "org/another")
     assert json.loads((again / "space.json").read_text()) == {"model": "org/another"}
+
+
+def test_a_space_keeps_what_others_put_there_and_an_app_of_theirs_is_refused(run, hub, capsys):
+    assert lascl_publish(run.dir, "--space", SPACE) == 0
+    name = f"spaces/{SPACE}"
+    card = hub.read(name, "main", "README.md").decode()
+    put(hub, "main", name, README__md=(card + "\n## Ours\n\nTea.\n").encode(), examples___a__txt=b"hello")
+    before = hub.content(name, "main")
+    assert lascl_publish(run.dir, "--space", SPACE) == 0 and hub.content(name, "main") == before
+    put(hub, "main", name, **{"lascl___old__py": b"x"}, space__json=b'{"model": "org/other"}')
+    capsys.readouterr()
+    assert lascl_publish(run.dir, "--space", SPACE) == 2
+    assert f"the Space {SPACE} holds space.json, which is not as LaSCL wrote it" in capsys.readouterr().err
+    assert lascl_publish(run.dir, "--space", SPACE, "--replace") == 0
+    assert {"examples/a.txt", "lascl/old.py"} <= hub.content(name, "main").keys()
+    assert b"Tea." in hub.read(name, "main", "README.md")
+    huggingface_hub.HfApi().create_repo("org/theirs", repo_type="space", space_sdk="gradio")
+    put(hub, "main", "spaces/org/theirs", app__py=b"print()")
+    assert lascl_publish(run.dir, "--space", "org/theirs") == 2
+    assert "the Space org/theirs has an app.py that is not LaSCL's" in capsys.readouterr().err
+    assert hub.read("spaces/org/theirs", "main", "app.py") == b"print()"
 
 
 @pytest.mark.parametrize("request_, kind", [("create", 500), ("head", "hang"), ("commit", "done"), ("preupload", 403)])
