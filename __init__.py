@@ -21,6 +21,7 @@ _HOMES = {
     "load_corpus": "lascl.data",
     "make_folds": "lascl.data",
     "score": "lascl.evaluation",
+    "predict_files": "lascl.inference",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 
+from lascl.console import unless_pipe_closes
 from lascl.evaluation.figures import draw_figures, numbered_names
 from lascl.evaluation.report_data import Run, best_epoch_on_test, latex_row, load_run
 from lascl.evaluation.results import interval_of, per_cent, results_cells, results_table, why_no_interval
@@ -22,6 +23,7 @@ TEMPLATES = Path(__file__).resolve().parent / "evaluation"
 SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
 
 
+@unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Writes a run's report, or prints its row for a paper.
 

@@ -37,6 +37,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from lascl import LaSCLConfig, make_folds, train
+from lascl.console import unless_pipe_closes
 from lascl.data import Fold
 from lascl.evaluation.studies import (
     choice_table,
@@ -117,6 +118,7 @@ class PlannedRun:
         return self.folds is not None and all(self.is_done(number) for number in self.numbers)
 
 
+@unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Runs what is missing of a study, then writes and prints its table.
 

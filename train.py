@@ -37,6 +37,7 @@ from lascl import (
     load_corpus,
     make_folds,
 )
+from lascl.console import unless_pipe_closes
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
@@ -63,6 +64,7 @@ LOSS_FIELDS = (
 NOT_LOGGED = ("_runtime", "_per_second", "data_wait_share", "peak_memory_mib", "total_flos")
 
 
+@unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Runs a recipe: all its folds, then the run's results. Called again, it goes on where it stopped.
 

@@ -18,7 +18,7 @@ import torch
 from measuring import SAMPLING_RATE, WAVLM_LARGE, load_listener, median_seconds, random_model, save_table
 from transformers import Wav2Vec2FeatureExtractor, pipeline
 
-from lascl.data.dataset import extract_features
+from lascl.data.features import extract_features
 
 
 # On a CPU a small one; on a GPU all of WavLM-Large.

@@ -23,7 +23,7 @@ from transformers import pipeline
 from inference import DURATIONS_S, build, clips, speed_rows
 from lascl import LaSCLForAudioClassification
 from lascl.inference import Recogniser
-from lascl.inference.files import answer_files
+from lascl.inference.files import predict_files
 from lascl.inference.outputs import RowFormat
 
 
@@ -47,7 +47,7 @@ def ways(checkpoint: str, model: Recogniser, paths: list[str], device: str) -> d
     row_format = RowFormat("csv", model.labels)
 
     def ours() -> np.ndarray:
-        answers = list(answer_files(model, paths))
+        answers = list(predict_files(model, paths))
         for answer in answers:
             row_format.row(answer.path, model.labels[int(answer.probabilities.argmax())], answer.probabilities)
         return np.stack([answer.probabilities for answer in answers])

@@ -13,6 +13,7 @@ import torch
 
 from lascl.data.audio import read_audio
 from lascl.data.augmentation import augment, build_augmentation
+from lascl.data.features import extract_features
 
 
 class SpeechDataset(torch.utils.data.Dataset):
@@ -99,18 +100,6 @@ class SpeechDataset(torch.utils.data.Dataset):
             epoch=epoch,
             utterance_id=f"{self.ids[index]}/{view}",
         )
-
-
-def extract_features(feature_extractor, audio: Sequence[np.ndarray]):
-    """Inputs of a model for some waveforms (samples,) and their mask, as torch tensors: padded to the longest row, or,
-    of Whisper's extractor, to its window."""
-    return feature_extractor(
-        list(audio),
-        sampling_rate=feature_extractor.sampling_rate,
-        padding="max_length" if "input_features" in feature_extractor.model_input_names else "longest",
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
 
 
 class SpeechCollator:

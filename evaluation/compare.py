@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from lascl.console import unless_pipe_closes
 from lascl.evaluation.intervals import ROUNDING, speaker_counts, speaker_standard_error, t_interval
 from lascl.evaluation.metrics import SCORES, scores_from_counts
 from lascl.evaluation.results import PROBABILITY, head_probabilities, read_run
@@ -244,6 +245,7 @@ def comparison_text(result: dict) -> str:
     return "\n".join([*lines, "Intervals and p speak of other speakers, not of training again with another seed."])
 
 
+@unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Prints the comparison of two runs; exits with code 2 and one sentence when they cannot be compared."""
     parser = argparse.ArgumentParser(

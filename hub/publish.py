@@ -46,6 +46,7 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils._http import default_client_factory
 from transformers import AutoModel, AutoTokenizer
 
+from lascl.console import unless_pipe_closes
 from lascl.hub.card import fold_card, public_config
 from lascl.hub.ownership import CARD, RECORD, Record, hashes, is_lascl_config, merged_card
 from lascl.hub.space import SDK, check_index_url, stage_space
@@ -76,6 +77,7 @@ class NotOurs(ValueError):
     """A repository holds what LaSCL did not write, where it would write. The message says what, and how to go on."""
 
 
+@unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Publishes a run. Exits with code 1 and one sentence when something was not published, with 2 when RUN or an
     option is wrong."""

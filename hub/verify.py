@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, snapshot_download
 from transformers.utils import logging
 
 from lascl.configuration_lascl import LaSCLConfig
+from lascl.console import unless_pipe_closes
 from lascl.data import Fold, load_corpus
 from lascl.evaluation.results import PROBABILITY, read_predictions, score_rows
 from lascl.hub.card import DECIMALS, METRICS
@@ -25,6 +26,7 @@ TOLERANCE = 1e-4
 MAX_LISTED = 10
 
 
+@unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Prints `holds`, or each number that does not with both its values.
 

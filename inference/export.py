@@ -28,6 +28,7 @@ from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.utils import logging as transformers_logging
 
 import lascl
+from lascl.console import unless_pipe_closes
 from lascl.data import read_audio
 from lascl.encoders_lascl import samples_of_one_frame
 from lascl.inference.recogniser import Recogniser
@@ -444,6 +445,7 @@ Several utterances at once are padded at the end to the longest; `lengths` keeps
 """
 
 
+@unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Prints what was written and how far it is from PyTorch; exits with code 2 and one sentence if nothing was."""
     parser = argparse.ArgumentParser(

@@ -1,132 +1,36 @@
-"""From what a user types to answers: recordings are found, read beside the computing, and answered in batches of like
-length.
+"""From files to answers: they are read beside the computing, and answered in batches of like length.
+
+What goes wrong with one file, whatever it is, becomes that file's sentence and reaches no other.
 
 Letters: K labels, D width of the joint space.
 """
 
 from __future__ import annotations
 
-import csv
-import glob
 import itertools
 import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from lascl.inference.recogniser import Recogniser
-from lascl.inference.recordings import FFMPEG_SUFFIXES, read_blocks
-from lascl.inference.windows import cut_windows
+from lascl.inference.recordings import read_blocks
+from lascl.inference.windows import cut_windows, loaded
 
 
-# What is taken from a folder; a file that is named is always tried. MATLAB's and headerless files are seldom audio.
-AUDIO_SUFFIXES = FFMPEG_SUFFIXES | {
-    *(".aif", ".aifc", ".aiff", ".au", ".avr", ".caf", ".flac", ".htk", ".iff", ".mp3", ".nist", ".oga", ".ogg"),
-    *(".opus", ".paf", ".pvf", ".rf64", ".sd2", ".sds", ".sf", ".snd", ".sph", ".svx", ".voc", ".w64", ".wav"),
-    *(".wave", ".wve", ".xi"),
-}
 HELD_S = 60.0  # longer recordings are read while they are answered, and never held
 # Seconds of audio, padding included, that are answered at once: a CPU's caches want little, a GPU much.
 BATCH_S = {"cpu": 24.0, "cuda": 240.0}
 # Recordings are sorted by length within a group, whose answers then come in order: a larger one would pad less, but
 # lose more work when killed.
 GROUP_FILES, GROUP_S = 256, {"cpu": 300.0, "cuda": 1200.0}
-
-
-# --------------------------------------------------------------------------------------------------------- finding
-
-
-@dataclass
-class Found:
-    """What there is to answer.
-
-    Args:
-        paths: of recordings, each once, in the order of the inputs; a folder's are sorted.
-        failures: why something else that was asked for is none, by its name.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-
-
-def find_recordings(inputs: Iterable[str], read_list: Callable[[], bytes]) -> Found:
-    """Looks up what a user typed; no audio is opened.
-
-    Args:
-        inputs: files; folders, with all that is in them; patterns such as `"calls/**/*.wav"`; CSV manifests with a
-            column `path`, relative to the manifest; or `-` for a list.
-        read_list: gives that list: paths, one a line, or, if it has NUL characters, ended by them.
-    """
-    found, seen = Found(), set()
-    for name in inputs:
-        for path in _look_up(name, read_list, found.failures):
-            if (key := os.path.abspath(path)) not in seen:
-                seen.add(key)
-                found.paths.append(path)
-    return found
-
-
-def _look_up(name: str, read_list: Callable[[], bytes], failures: dict[str, str]) -> Iterator[str]:
-    if name == "-":
-        listed = read_list()
-        lines = listed.split(b"\0") if b"\0" in listed else listed.splitlines()
-        for path in (os.fsdecode(line) for line in lines if line.strip()):
-            yield from _in_folder(path, failures) if os.path.isdir(path) else [path]
-    elif os.path.isdir(name):
-        yield from _in_folder(name, failures)
-    elif os.path.isfile(name) and name.lower().endswith(".csv"):
-        yield from _in_manifest(name, failures)
-    elif not os.path.lexists(name) and glob.has_magic(name):
-        matches = sorted(glob.glob(name, recursive=True))
-        if not matches:
-            failures[name] = f"{name}: no file matches this pattern."
-        for path in matches:
-            if os.path.isdir(path):
-                # `**` matches the folders on its way too; what is in them has matched already, or is not wanted.
-                yield from [] if "**" in name else _in_folder(path, failures)
-            elif not os.path.basename(path).startswith("._"):
-                yield path
-    else:
-        yield name  # if it is not there, reading says so
-
-
-def _in_folder(folder: str, failures: dict[str, str]) -> Iterator[str]:
-    def complain(error: OSError):
-        failures[error.filename] = f"{error.filename}: cannot be searched ({error.strerror})."
-
-    is_empty = True
-    for root, folders, names in os.walk(folder, onerror=complain):
-        folders.sort()
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith("._"):
-                is_empty = False
-                yield os.path.join(root, name)
-    if is_empty and folder not in failures:
-        failures[folder] = f"{folder}: no audio file in this folder."
-
-
-def _in_manifest(manifest: str, failures: dict[str, str]) -> Iterator[str]:
-    folder = os.path.dirname(manifest)
-    try:
-        with open(manifest, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or []):
-                columns = ", ".join(reader.fieldnames or []) or "none"
-                failures[manifest] = f"{manifest}: a manifest needs the column 'path'; found {columns}."
-                return
-            for row in reader:
-                if row["path"]:
-                    yield os.path.join(folder, row["path"])
-                else:
-                    where = f"{manifest}, line {reader.line_num}"
-                    failures[where] = f"{where}: no value for 'path'."
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        failures[manifest] = f"{manifest}: cannot be read as a manifest ({error})."
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -141,21 +45,33 @@ class Recording:
     failure: str | None = None
 
 
+def why_not(path: str, error: Exception) -> str:
+    """A sentence that begins with the name of a file, about whatever was raised because of it."""
+    text = str(error).strip()
+    if text.startswith((path, str(Path(path)))):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path}: cannot be read ({error.strerror})."
+    if isinstance(error, ValueError) and text:
+        return f"{path}: {text}"
+    return f"{path}: cannot be answered ({type(error).__name__}{f': {text}' if text else ''})."
+
+
 def read_recording(path: str, model: Recogniser) -> Recording:
     """Reads a file whole, unless it is longer than HELD_S; never raises for what is wrong with it."""
-    blocks, held, num_samples = read_blocks(path, sampling_rate=model.sampling_rate), [], 0
+    held, num_samples = [], 0
     try:
-        for block in blocks:
-            held.append(block)
-            num_samples += len(block)
-            if num_samples > HELD_S * model.sampling_rate:
-                blocks.close()
-                return Recording(path)
-    except (ValueError, OSError) as error:
-        return Recording(path, failure=str(error))
-    if (duration_s := num_samples / model.sampling_rate) < model.min_duration_s:
-        return Recording(path, failure=f"{path}: {model.too_short(duration_s)}")
-    return Recording(path, np.concatenate(held))
+        with closing(read_blocks(path, sampling_rate=model.sampling_rate)) as blocks:
+            for block in blocks:
+                held.append(block)
+                num_samples += len(block)
+                if num_samples > HELD_S * model.sampling_rate:
+                    return Recording(path)
+        if (duration_s := num_samples / model.sampling_rate) < model.min_duration_s:
+            return Recording(path, failure=f"{path}: {model.too_short(duration_s)}")
+        return Recording(path, np.concatenate(held))
+    except Exception as error:
+        return Recording(path, failure=why_not(path, error))
 
 
 def read_beside(items: Iterator) -> Iterator:
@@ -167,7 +83,7 @@ def read_beside(items: Iterator) -> Iterator:
             yield item
 
 
-def _groups(model: Recogniser, paths: list[str], num_workers: int, stopped: threading.Event) -> Iterator[list]:
+def _groups(model: Recogniser, paths: Iterable[str], num_workers: int, stopped: threading.Event) -> Iterator[list]:
     """Lists of recordings in the order of `paths`, each of at most GROUP_FILES and about GROUP_S."""
     most_s = _of_device(model, GROUP_S)
     group, held_s, pending, rest = [], 0.0, deque(), iter(paths)
@@ -195,23 +111,33 @@ class Answer:
 
     Args:
         path: of the file.
-        probabilities: (K,) float32; `None` if it failed.
+        label: the most probable; `None` if the file failed.
+        probabilities: (K,) float32, in the order of `Recogniser.labels`; `None` if it failed.
         audio_embeds: (D,) float32, of unit length; `None` if it failed.
         num_windows: in how many it was heard, of which these are the means.
-        failure: why there is no answer, in a sentence.
+        failure: why there is no answer, in a sentence that begins with the path; `None` if there is one.
     """
 
     path: str
+    label: str | None = None
     probabilities: np.ndarray | None = None
     audio_embeds: np.ndarray | None = None
     num_windows: int = 1
     failure: str | None = None
 
 
-def answer_files(
-    model: Recogniser, paths: list[str], *, batch_size: int | None = None, num_workers: int = 2
+def predict_files(
+    model: Recogniser | str | Path,
+    paths: Iterable[str | Path] | str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    num_workers: int = 2,
 ) -> Iterator[Answer]:
-    """Yields one answer a file, in the order of `paths`.
+    """Yields one answer a file, in the order of `paths`, as soon as its group of files is answered:
+
+        for answer in lascl.predict_files("path/to/checkpoint", sorted(Path("calls").glob("*.wav"))):
+            print(answer.path, answer.failure or answer.label)
 
     The next group of files is read while one is answered; within a group, batches are of like length, and the answers
     of a group come together. A file longer than `Recogniser.heard_at_once_s` is heard in windows of
@@ -219,13 +145,22 @@ def answer_files(
     depends neither on the number of files nor on their length.
 
     Args:
-        model: what answers.
-        paths: files.
+        model: a recogniser, or the folder or Hub name of a checkpoint.
+        paths: audio files, taken one by one as they are needed; a single one is one answer.
+        labels: other words than the checkpoint's own; only with a folder or name.
         batch_size: files or windows at once; by default as many as BATCH_S has room for.
         num_workers: threads that read.
+
+    Raises:
+        ValueError: no LaSCL checkpoint, labels that cannot be set, or labels for a recogniser, which has its own.
+        OSError: the checkpoint is not found. What is wrong with a file is never raised: its answer has `failure`.
     """
+    if isinstance(model, Recogniser) and labels is not None:
+        raise ValueError("A recogniser has its labels: give them to Recogniser.load.")
+    model = loaded(model, labels=labels)
+    paths = [paths] if isinstance(paths, str | Path) else paths
     stopped = threading.Event()
-    groups = read_beside(_groups(model, paths, num_workers, stopped))
+    groups = read_beside(_groups(model, map(os.fspath, paths), num_workers, stopped))
     try:
         for group in groups:
             yield from _answer_group(model, group, batch_size)
@@ -235,7 +170,7 @@ def answer_files(
 
 
 def windows_at_once(model: Recogniser, window_s: float, batch_size: int | None) -> int:
-    """How many windows make a batch; see `answer_files`."""
+    """How many windows make a batch; see `predict_files`."""
     return batch_size or max(1, int(_of_device(model, BATCH_S) / window_s))
 
 
@@ -271,28 +206,36 @@ def _answer_group(model: Recogniser, group: list[Recording], batch_size: int | N
     means = {number: _Mean() for number in owners}
     most = {"most_rows": batch_size or len(pieces), "most_s": math.inf if batch_size else _of_device(model, BATCH_S)}
     for bucket in length_buckets(lengths_s, **most):
-        for index, *answer in zip(bucket, *model([pieces[index] for index in bucket])):
-            means[owners[index]].add(*answer)
+        for index, answer in zip(bucket, _answer_each(model, [pieces[index] for index in bucket])):
+            means[owners[index]].add(answer)
     for number, recording in enumerate(group):
         if recording.failure:
             yield Answer(recording.path, failure=recording.failure)
         elif recording.samples is None:
             yield _answer_long(model, recording.path, batch_size)
         else:
-            yield means[number].answer(recording.path)
+            yield means[number].answer(recording.path, model.labels)
+
+
+def _answer_each(model: Recogniser, pieces: list[np.ndarray]) -> list[tuple | Exception]:
+    """Probabilities and embedding of each piece, or what it raised: a batch that fails is answered one by one."""
+    try:
+        return list(zip(*model(pieces)))
+    except Exception as error:
+        return [error] if len(pieces) == 1 else [_answer_each(model, [piece])[0] for piece in pieces]
 
 
 def _answer_long(model: Recogniser, path: str, batch_size: int | None) -> Answer:
     """Of a recording that is read again, piece by piece."""
     mean, at_once = _Mean(), windows_at_once(model, model.window_s, batch_size)
-    windows = read_beside(_side_by_side(model, read_blocks(path, sampling_rate=model.sampling_rate)))
     try:
+        windows = read_beside(_side_by_side(model, read_blocks(path, sampling_rate=model.sampling_rate)))
         while batch := list(itertools.islice(windows, at_once)):
             for answer in zip(*model(batch)):
-                mean.add(*answer)
-    except (ValueError, OSError) as error:
-        return Answer(path, failure=str(error))
-    return mean.answer(path)
+                mean.add(answer)
+    except Exception as error:
+        return Answer(path, failure=why_not(path, error))
+    return mean.answer(path, model.labels)
 
 
 def _side_by_side(model: Recogniser, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -301,21 +244,28 @@ def _side_by_side(model: Recogniser, blocks: Iterable[np.ndarray]) -> Iterator[n
 
 
 class _Mean:
-    """Of the answers to the windows of a recording, in whatever order they come."""
+    """Of the answers to the windows of a recording, in whatever order they come; one that failed fails them all."""
 
     def __init__(self):
-        self.num_windows, self.probabilities, self.audio_embeds = 0, 0.0, 0.0
+        self.num_windows, self.probabilities, self.audio_embeds, self.error = 0, 0.0, 0.0, None
 
-    def add(self, probabilities: np.ndarray, audio_embeds: np.ndarray):
+    def add(self, answer: tuple[np.ndarray, np.ndarray] | Exception):
+        if isinstance(answer, Exception):
+            self.error = answer
+            return
+        probabilities, audio_embeds = answer
         self.num_windows += 1
         self.probabilities = self.probabilities + probabilities.astype(np.float64)
         self.audio_embeds = self.audio_embeds + audio_embeds.astype(np.float64)
 
-    def answer(self, path: str) -> Answer:
+    def answer(self, path: str, labels: list[str]) -> Answer:
+        if self.error is not None:
+            return Answer(path, failure=why_not(path, self.error))
         probabilities = (self.probabilities / self.num_windows).astype(np.float32)
         if not np.isfinite(probabilities).all():
             return Answer(path, failure=f"{path}: gives no finite probabilities: its samples are far too large.")
         embeds = self.audio_embeds
         if self.num_windows > 1:
             embeds = embeds / max(np.linalg.norm(embeds), np.finfo(np.float32).tiny)
-        return Answer(path, probabilities, embeds.astype(np.float32), self.num_windows)
+        label = labels[int(probabilities.argmax())]
+        return Answer(path, label, probabilities, embeds.astype(np.float32), self.num_windows)

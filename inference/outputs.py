@@ -1,5 +1,8 @@
-"""Rows that a killed run leaves whole: CSV, JSON lines or a table; embeddings beside them; annotations for Praat,
-Audacity and subtitles."""
+"""Rows that a killed run leaves whole: CSV, JSON lines or a table; the record of what answered; embeddings beside them;
+annotations for Praat, Audacity and subtitles.
+
+Nothing here needs PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,22 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from lascl.inference.windows import Window
 
 
 FORMATS = ("csv", "jsonl", "table")
 PATH_WIDTH = 60  # of a table, at most
+# What a spreadsheet takes a cell for a formula by, also in the width of East Asian letters.
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+RECORD_VERSION = 1  # of the record; raised when the same checkpoint begins to answer otherwise
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -30,26 +38,31 @@ PATH_WIDTH = 60  # of a table, at most
 class RowFormat:
     """How an answer is written.
 
+    In CSV no cell is a formula to a spreadsheet: a path that would be one begins with `./`, which names the same file,
+    and a label with an apostrophe, as does a label that begins with an apostrophe itself.
+
     Args:
         name: of FORMATS.
         labels: the K labels.
         has_times: whether a row is about a part of a recording.
-        trained_labels: those that the model was trained on, if it answers others: every row then says that its labels
-            were not trained.
+        trained_labels: those that the model was trained on.
+        untrained_labels: those of `labels` that were not trained; where there are any, every row says whether its own
+            label was.
         path_width: of a table.
     """
 
     name: str
     labels: list[str]
     has_times: bool = False
-    trained_labels: list[str] | None = None
+    trained_labels: list[str] = field(default_factory=list)
+    untrained_labels: list[str] = field(default_factory=list)
     path_width: int = PATH_WIDTH
 
     @property
     def columns(self) -> list[str]:
         """Of CSV; the other formats say the same."""
         times = ["start_s", "end_s"] if self.has_times else []
-        trained = ["labels_trained"] if self.trained_labels else []
+        trained = ["labels_trained"] if self.untrained_labels else []
         return ["path", *times, "label", *trained, *(f"probability_{label}" for label in self.labels)]
 
     def header(self) -> bytes:
@@ -59,35 +72,48 @@ class RowFormat:
         if self.name == "csv":
             return _csv_line(self.columns)
         cells = ["path".ljust(self.path_width), *(["   start_s", "     end_s"] if self.has_times else [])]
-        cells += ["label".ljust(self._label_width), *self.labels]
-        note = f"These labels were not trained; {', '.join(self.trained_labels)} were.\n" if self.trained_labels else ""
+        cells += ["label".ljust(self._label_width), *map(one_line, self.labels)]
+        note = f"{one_line(self.note())}\n" if self.untrained_labels else ""
         return _encoded(f"{note}{'  '.join(cells)}\n")
+
+    def note(self) -> str:
+        """Which labels were not trained, and which were."""
+        listed = ", ".join(self.untrained_labels)
+        return f"These labels were not trained: {listed}. Trained were {', '.join(self.trained_labels)}."
 
     def row(self, path: str, label: str, probabilities: np.ndarray, times: tuple[float, float] | None = None) -> bytes:
         """One answer, with its line end. An empty label is one that is not sure enough: null in JSON."""
         times = [] if times is None else [round(moment_s, 3) for moment_s in times]
         shares = [float(f"{share:.9g}") for share in probabilities]  # float32 exactly
+        was_trained = label not in self.untrained_labels if label else None
         if self.name == "csv":
-            trained = ["false"] if self.trained_labels else []
-            return _csv_line([path, *(f"{moment_s:.3f}" for moment_s in times), label, *trained, *shares])
+            trained = [{True: "true", False: "false", None: ""}[was_trained]] if self.untrained_labels else []
+            moments = [f"{moment_s:.3f}" for moment_s in times]
+            return _csv_line([self.name_of(path), *moments, label_cell(label), *trained, *shares])
         if self.name == "jsonl":
             record = {"path": path, **dict(zip(("start_s", "end_s"), times)), "label": label or None}
-            if self.trained_labels:
-                record["labels_trained"] = False
+            if self.untrained_labels:
+                record["labels_trained"] = was_trained
             record["probabilities"] = dict(zip(self.labels, shares))
-            stray_bytes = any("\ud800" <= character <= "\udfff" for character in path)  # they are no UTF-8
-            return json.dumps(record, ensure_ascii=stray_bytes).encode() + b"\n"
+            try:
+                return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            except UnicodeEncodeError:  # stray bytes of a name are no UTF-8
+                return json.dumps(record).encode() + b"\n"
         cells = [one_line(path).ljust(self.path_width), *(f"{moment_s:10.3f}" for moment_s in times)]
-        cells += [(label or "-").ljust(self._label_width)]
-        cells += [f"{share:.3f}".rjust(len(label)) for label, share in zip(self.labels, shares)]
+        cells += [(one_line(label) or "-").ljust(self._label_width)]
+        cells += [f"{share:.3f}".rjust(len(one_line(label))) for label, share in zip(self.labels, shares)]
         return _encoded("  ".join(cells) + "\n")
 
     @property
     def _label_width(self) -> int:
-        return max(len(label) for label in ("label", *self.labels))
+        return max(len(one_line(label)) for label in ("label", *self.labels))
+
+    def name_of(self, path: str) -> str:
+        """A path as its row has it: the same file, and no formula in CSV."""
+        return f"./{path}" if self.name == "csv" and path.startswith(FORMULA) else path
 
     def path_of(self, record: bytes) -> str:
-        """The path of a row that `row` made.
+        """The path of a row that `row` made, as the row has it.
 
         Raises:
             ValueError: another row than such.
@@ -99,12 +125,17 @@ class RowFormat:
             return cells[0]
         found = json.loads(record)
         times = {"start_s", "end_s"} if self.has_times else set()
-        trained = {"labels_trained"} if self.trained_labels else set()
+        trained = {"labels_trained"} if self.untrained_labels else set()
         if found.keys() != {"path", "label", "probabilities", *times, *trained}:
             raise ValueError(f"keys {', '.join(found)}")
         if list(found["probabilities"]) != self.labels:
             raise ValueError(f"labels {', '.join(found['probabilities'])}")
         return found["path"]
+
+
+def label_cell(label: str) -> str:
+    """A label in CSV: behind an apostrophe where it would be a formula to a spreadsheet, or begins with one."""
+    return f"'{label}" if label.startswith((*FORMULA, "'")) else label
 
 
 def one_line(text: str) -> str:
@@ -114,41 +145,114 @@ def one_line(text: str) -> str:
 
 def _csv_line(cells: list) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([f"{c:.9g}" if isinstance(c, float) else c for c in cells])
-    return _encoded(text.getvalue())
+    # The writer quotes what its own line end has: of "\n" alone, a carriage return in a name would end a row.
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([f"{c:.9g}" if isinstance(c, float) else c for c in cells])
+    return _encoded(text.getvalue().removesuffix("\r\n") + "\n")
 
 
 def _encoded(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")  # a file name's bytes, whatever they are
+    try:
+        return text.encode(errors="surrogateescape")  # a file name's bytes, whatever they are
+    except UnicodeEncodeError:  # a label of a configuration may hold half a character, which no encoding has
+        return text.encode(errors="backslashreplace")
+
+
+# ----------------------------------------------------------------------------------------------------------- record
+
+
+@contextmanager
+def sole_writer(path: Path | None) -> Iterator[None]:
+    """Holds a file for this process, however long it runs; a kill leaves nothing that would have to be removed.
+
+    Raises:
+        ValueError: another process writes it, or nothing can be written where it lies.
+    """
+    if path is None:
+        yield
+        return
+    real = Path(os.path.realpath(path))
+    lock = FileLock(real.with_name(f".{real.name}.lock"))
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another lascl-predict is writing {path} at this moment: wait until it has ended, or choose another."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held: who opened it before finds that it is gone
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def differences(found: dict, wanted: dict) -> str:
+    """In which fields of a record two runs differ, what is there, and what is here; empty if in none."""
+    wanted = json.loads(json.dumps(wanted))
+    return ", ".join(
+        f"{name} ({found.get(name)!r} there, {wanted.get(name)!r} here)"
+        for name in [*wanted, *(found.keys() - wanted.keys())]
+        if found.get(name) != wanted.get(name)
+    )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written that is whole or absent, whenever the process dies."""
+    # A short name, since the file's own may be as long as names can be.
+    temporary = path.with_name(f".lascl-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # before the name points to it: a lost machine must not leave an empty file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class RowFile:
     """Rows that go to a file, where an earlier run's are kept, or to the standard output.
 
-    Beside a file that is not finished lies `.NAME.unfinished`, which says how it was begun. A kill leaves at most the
-    last row torn, which is dropped, and the last recording with too few rows, which are dropped too.
+    Beside a file NAME lies `NAME.lascl.json`, the record of what answered and whether it was finished: a file is
+    continued by the same only, so that no row of another model stands among its rows. A kill leaves at most the last
+    row torn, which is dropped, and the last recording with too few rows, which are dropped too.
 
     Args:
         path: of the file; `None` is the standard output.
         row_format: of the rows.
-        begun: by name, what decides the rows; a file that is not finished is continued with the same only.
+        answered_by: by name, all that decides the rows.
+        overwrite: whether what is there goes, whatever it is.
 
     Raises:
-        ValueError: the file was begun otherwise, has other columns, or is no such file.
+        ValueError: what is there was answered otherwise, has no record, has other columns, or is no such file.
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path | None, row_format: RowFormat, begun: dict):
-        self.format, self.begun, self.path = row_format, begun, path
+    def __init__(self, path: Path | None, row_format: RowFormat, answered_by: dict, *, overwrite: bool = False):
+        self.format, self.path, self.overwrite = row_format, path, overwrite
+        self.answered_by = {"version": RECORD_VERSION, **answered_by}
         self.paths, self._size = [], 0  # of the rows that are there: their files, and where they end
-        if path is not None:
-            self._marker = path.with_name(f".{path.name}.unfinished")
-            was_killed = self._marker.is_file()
-            if path.exists():
-                if was_killed:
-                    self._check_begun(path, begun)
-                with open(path, "rb") as file:
-                    self._read(file, drop_last=was_killed and row_format.has_times)
+        if path is None:
+            return
+        self._record = path.with_name(f"{path.name}.lascl.json")
+        if path.exists() and not overwrite:
+            record = self._read_record()
+            if record is not None and (changed := differences(record["answered_by"], self.answered_by)):
+                raise ValueError(f"{path} was answered otherwise; different are: {changed}. {self._remedy}")
+            with open(path, "rb") as file:
+                self._read(file, drop_last=row_format.has_times and record is not None and not record["finished"])
+            if self.paths and record is None:
+                raise ValueError(
+                    f"{path} has rows, but {self._record.name} beside it, which says what answered them, is missing or "
+                    f"damaged: an older LaSCL wrote them, or something else. {self._remedy}"
+                )
+
+    _remedy = "Choose another --output, or have all answered again with --overwrite."
 
     def begin(self):
         """Makes the file ready for more rows; until here nothing was touched."""
@@ -156,33 +260,30 @@ class RowFile:
             self._file = sys.stdout.buffer
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._marker.write_text(json.dumps(self.begun), encoding="utf-8")
+            if self.overwrite and self.path.exists():
+                os.truncate(self.path, 0)  # before the record says otherwise
+            self._write_record(finished=False)
             self._file = open(self.path, "ab")  # noqa: SIM115, it stays open
             self._file.truncate(self._size)
         if self._size == 0:
             self._file.write(self.format.header())
             self._file.flush()
 
-    def _check_begun(self, path: Path, begun: dict):
+    def _read_record(self) -> dict | None:
         try:
-            found = json.loads(self._marker.read_text(encoding="utf-8"))
-        except ValueError:  # killed while it was written: nothing followed
-            return
-        wanted = json.loads(json.dumps(begun))
-        changed = [
-            f"{name} ({found.get(name)!r} there, {wanted.get(name)!r} here)"
-            for name in wanted
-            if found.get(name) != wanted[name]
-        ]
-        if changed:
-            raise ValueError(
-                f"{path} was begun otherwise and is not finished; different are: {', '.join(changed)}. Choose another "
-                "--output, or delete that one."
-            )
+            record = json.loads(self._record.read_text(encoding="utf-8"))
+            return record if isinstance(record["answered_by"], dict) and isinstance(record["finished"], bool) else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _write_record(self, *, finished: bool):
+        content = {"finished": finished, "answered_by": self.answered_by}
+        with whole_file(self._record) as file:
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
 
     def _read(self, file: BinaryIO, *, drop_last: bool):
         """Takes note of what is kept of the rows that are there."""
-        again = "it was made with other labels or another --window, or by something else. Choose another --output."
+        again = f"it was made with other labels or another --window, or by something else. {self._remedy}"
         records = _records(file, may_span_lines=self.format.name == "csv")
         header, last_began = self.format.header(), 0
         if header:
@@ -208,7 +309,7 @@ class RowFile:
 
     def write(self, path: str, rows: bytes):
         """Appends what `RowFormat.row` made of a file; a kill behind this loses none of it."""
-        self.paths.append(path)
+        self.paths.append(self.format.name_of(path))
         self._file.write(rows)
         self._file.flush()
 
@@ -216,7 +317,7 @@ class RowFile:
         """Says that nothing is missing any more."""
         if self.path is not None:
             self._file.close()
-            self._marker.unlink(missing_ok=True)
+            self._write_record(finished=True)
 
 
 def _records(file: BinaryIO, *, may_span_lines: bool) -> Iterator[tuple[int, bytes]]:
@@ -235,54 +336,83 @@ def _records(file: BinaryIO, *, may_span_lines: bool) -> Iterator[tuple[int, byt
 
 
 class EmbeddingFile:
-    """Audio embeddings, one a row of a `RowFile`: gathered in `.NAME.rows` until all are there, then one `.npz` with
-    `path` (N,) and `audio_embeds` (N, D) float32.
+    """Audio embeddings, one a row of a `RowFile`: gathered beside the rows until all are there, then one `.npz` with
+    `path` (N,), `audio_embeds` (N, D) float32, and `answered_by`, the record of the rows as JSON.
 
     An embedding is added before its row is written, so that a kill leaves rather one too many than one too few.
 
     Args:
         path: of the `.npz`.
         size: D.
-        paths: of the rows that are there already.
+        rows: the rows that they belong to; not yet begun.
 
     Raises:
-        ValueError: these rows have no embeddings here.
+        ValueError: an `.npz` of another run is there, or rows that are there have no embeddings.
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path, size: int, paths: list[str]):
-        self._path, self._size = path, size
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._rows = path.with_name(f".{path.name}.rows")
-        row_bytes = 4 * size
-        if paths and not self._rows.is_file() and path.is_file():
-            with np.load(path) as saved:
-                same = saved["path"].tolist() == paths and saved["audio_embeds"].shape[1] == size
-                if same:
-                    saved["audio_embeds"].astype("<f4").tofile(self._rows)
-        kept = self._rows.stat().st_size // row_bytes if self._rows.is_file() else 0
-        if kept < len(paths):
+    def __init__(self, path: Path, size: int, rows: RowFile):
+        self._path, self._size, self._rows = path, size, rows
+        beside = path if rows.path is None else rows.path
+        self._gathered = beside.with_name(f".{beside.name}.embeddings")
+        self._kept = rows.paths[:]
+        if path.exists() and not rows.overwrite:
+            self._refuse_another_run()
+        has_all = self._gathered.is_file() and self._gathered.stat().st_size >= len(self._kept) * 4 * size
+        if self._kept and not has_all and not self._is_whole():
             raise ValueError(
-                f"{path} lacks the embeddings of {len(paths) - kept} rows that are done already. Choose another "
-                "--output to have them made, or leave --embeddings out."
+                f"{path} lacks the embeddings of {len(self._kept)} rows that are done already. Choose another --output "
+                "to have them made, have all answered again with --overwrite, or leave --embeddings out."
             )
-        self._file = open(self._rows, "ab")  # noqa: SIM115, it stays open
-        self._file.truncate(len(paths) * row_bytes)
+        self._from_npz = bool(self._kept) and not has_all
+
+    def _refuse_another_run(self):
+        remedy = "Choose another --embeddings, or replace it with --overwrite."
+        if not self._rows.paths:
+            raise ValueError(f"{self._path} exists, and is of another run. {remedy}")
+        try:
+            with np.load(self._path) as saved:
+                found = json.loads(str(saved["answered_by"]))
+        except (OSError, ValueError, KeyError):
+            raise ValueError(f"{self._path} exists, and says not of which run it is. {remedy}") from None
+        if changed := differences(found, self._rows.answered_by):
+            raise ValueError(f"{self._path} is of another run; different are: {changed}. {remedy}")
+
+    def _is_whole(self) -> bool:
+        """Whether the `.npz` has the embeddings of the rows that are there."""
+        if not self._path.is_file():
+            return False
+        with np.load(self._path) as saved:
+            return saved["path"].tolist() == self._kept and saved["audio_embeds"].shape[1] == self._size
+
+    def begin(self):
+        """Makes ready for more; until here nothing was touched."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._from_npz:
+            with np.load(self._path) as saved:
+                saved["audio_embeds"].astype("<f4").tofile(self._gathered)
+        elif self._rows.overwrite:
+            self._path.unlink(missing_ok=True)
+        self._file = open(self._gathered, "ab")  # noqa: SIM115, it stays open
+        self._file.truncate(len(self._kept) * 4 * self._size)
 
     def add(self, audio_embeds: np.ndarray):
         """Appends (D,)."""
         self._file.write(audio_embeds.astype("<f4").tobytes())
         self._file.flush()
 
-    def finish(self, paths: list[str]):
-        """Writes the `.npz`, whole or absent; `paths` are those of all rows."""
+    def finish(self):
+        """Writes the `.npz`, whole or absent."""
         self._file.close()
-        embeds = np.fromfile(self._rows, dtype="<f4").reshape(len(paths), self._size)
-        temporary = self._path.with_name(f".{self._path.name}.whole")
-        with open(temporary, "wb") as file:
-            np.savez(file, path=np.array(paths, dtype=str), audio_embeds=embeds)
-        os.replace(temporary, self._path)
-        self._rows.unlink()
+        paths = self._rows.paths
+        with whole_file(self._path) as file:
+            np.savez(
+                file,
+                path=np.array(paths, dtype=str),
+                audio_embeds=np.fromfile(self._gathered, dtype="<f4").reshape(len(paths), self._size),
+                answered_by=np.array(json.dumps(self._rows.answered_by)),
+            )
+        self._gathered.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------ annotations

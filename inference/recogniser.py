@@ -9,18 +9,23 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification
-from lascl.data.dataset import extract_features
+from lascl.data.features import extract_features
 from lascl.encoders_lascl import samples_of_one_frame
 from lascl.inference.channels_last import use_channels_last
+from lascl.inference.checkpoints import checkpoint_of
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -31,11 +36,14 @@ class Recogniser:
         model: on the device that answers.
         feature_extractor: of the same checkpoint.
         trained_labels: those that it was trained on, where it answers other words or another template; else `None`.
+        untrained_labels: those of `labels` that it was not trained on: each word by itself, but all of them where the
+            text encoder read them in another template.
     """
 
     model: LaSCLForAudioClassification
     feature_extractor: object
     trained_labels: list[str] | None = None
+    untrained_labels: list[str] = field(default_factory=list)
 
     @classmethod
     def load(
@@ -46,19 +54,23 @@ class Recogniser:
         labels: Sequence[str] | None = None,
         label_template: str | None = None,
         device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
     ) -> Recogniser:
-        """A checkpoint from a folder or the Hub, in float32.
+        """A checkpoint from a folder or the Hub.
 
         Args:
-            name_or_path: folder or Hub name of a LaSCL checkpoint.
+            name_or_path: folder or Hub name of a LaSCL checkpoint; or a run directory with `full-data/checkpoint`.
             revision: branch, tag or commit on the Hub: `fold-3`, for one.
             labels: other label words than its own, see `LaSCLForAudioClassification.set_labels`; its own in another
                 order are no other words.
             label_template: what the text encoder reads for a label, for these words.
             device: by default a GPU if there is one.
+            dtype: of the audio encoder, `float32`, `bfloat16` or `float16`; pooling, embeddings and scores are in
+                float32 whatever it is.
 
         Raises:
-            ValueError: no LaSCL checkpoint; a template without labels; labels that cannot be set; no such device.
+            ValueError: no LaSCL checkpoint, or a run directory of folds; a template without labels; labels that cannot
+                be set; no such device or dtype.
             OSError: not found, or a text encoder for other labels that cannot be loaded.
         """
         if label_template is not None and labels is None:
@@ -69,6 +81,10 @@ class Recogniser:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
             raise ValueError(f"The device {str(device)!r} cannot be used ({str(error).splitlines()[0]}).") from None
+        dtype = DTYPES.get(str(dtype).removeprefix("torch."))
+        if dtype is None:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}.")
+        name_or_path = checkpoint_of(name_or_path)
         where = {"revision": revision or "main"}
         config = AutoConfig.from_pretrained(name_or_path, **where)
         if not isinstance(config, LaSCLConfig):
@@ -80,10 +96,14 @@ class Recogniser:
         trained, template = config.classifier_labels or config.labels, config.label_template
         if labels is not None:
             model.set_labels(list(labels), label_template)
-        same = (set(model.config.labels), model.config.label_template) == (set(trained), template)
+        known = set(trained) if model.config.label_template == template else set()
+        untrained = [label for label in model.config.labels if label not in known]
+        same = not untrained and len(known) == len(model.config.labels)
         if torch.device(device).type == "cpu":
             use_channels_last(model.lascl.audio_encoder)
-        return cls(model.to(device), feature_extractor, None if same else list(trained))
+        if dtype != torch.float32:
+            _compute_in(model.lascl.audio_encoder, dtype)
+        return cls(model.to(device), feature_extractor, None if same else list(trained), untrained)
 
     @property
     def labels(self) -> list[str]:
@@ -108,7 +128,7 @@ class Recogniser:
 
     @property
     def heard_at_once_s(self) -> float:
-        """Audio that is longer, in seconds, is better heard in windows of `window_s`; see `answer_files`."""
+        """Audio that is longer, in seconds, is better heard in windows of `window_s`; see `predict_files`."""
         return min(self.max_duration_s, 30.0)
 
     @property
@@ -173,6 +193,28 @@ class Recogniser:
         odds = torch.stack([(logit - highest).exp() for logit in logits], dim=-1)  # (B, K)
         probabilities = odds / odds.sort(dim=-1).values.sum(dim=-1, keepdim=True)  # sorted: whatever the labels' order
         return probabilities.float().numpy(), embeds.numpy()
+
+
+def _compute_in(audio_encoder: nn.Module, dtype: torch.dtype):
+    """Lets an encoder compute in a shorter type between float32 inputs and float32 hidden states."""
+
+    def shorten(module, args, kwargs):
+        return _cast(args, dtype), _cast(kwargs, dtype)
+
+    audio_encoder.to(dtype)
+    audio_encoder.register_forward_pre_hook(shorten, with_kwargs=True)
+    audio_encoder.register_forward_hook(lambda module, args, outputs: _cast(outputs, torch.float32))
+
+
+def _cast(content, dtype: torch.dtype):
+    """The floating tensors in tuples and mappings, in another type."""
+    if isinstance(content, torch.Tensor):
+        return content.to(dtype) if content.is_floating_point() else content
+    if isinstance(content, tuple):
+        return tuple(_cast(part, dtype) for part in content)
+    if isinstance(content, dict):  # transformers' outputs are such
+        return type(content)(**{name: _cast(part, dtype) for name, part in content.items()})
+    return content
 
 
 @contextlib.contextmanager

@@ -84,6 +84,11 @@ def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
                 raise ValueError(
                     f"{path}: is cut off: it holds less audio than its header says. Copy it again, or leave it out."
                 )
+    except TypeError as error:  # so soundfile says that it would have to be told the rate
+        raise ValueError(
+            f"{path}: is taken for headerless audio by its ending, {path.suffix}, which says neither rate nor format. "
+            "Convert it to WAV or FLAC."
+        ) from error
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip(" .")
         raise ValueError(f"{path}: cannot be read as audio ({reason}). Convert it to WAV or FLAC.") from error

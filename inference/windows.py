@@ -9,11 +9,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lascl.inference.recogniser import Recogniser
 from lascl.inference.recordings import read_blocks
+
+
+if TYPE_CHECKING:
+    from lascl.inference.recogniser import Recogniser
 
 
 @dataclass
@@ -60,7 +64,7 @@ def stream(
             less than a frame of the encoder; or as `read_blocks`.
         FileNotFoundError: no such file.
     """
-    model = model if isinstance(model, Recogniser) else Recogniser.load(model)
+    model = loaded(model)
     check_window(model, window_s, hop_s)
     if isinstance(audio, str | Path):
         audio = read_blocks(audio, sampling_rate=model.sampling_rate)
@@ -76,6 +80,15 @@ def stream(
         for (start, samples), row in zip(batch, probabilities):
             label = model.labels[int(row.argmax())]
             yield Window(start / rate, (start + len(samples)) / rate, label, row)
+
+
+def loaded(model: Recogniser | str | Path, **options) -> Recogniser:
+    """A recogniser as it is, or one from a folder or Hub name, for which there may be options of `Recogniser.load`."""
+    if not isinstance(model, str | Path):
+        return model
+    from lascl.inference.recogniser import Recogniser  # here, for this module needs no PyTorch, which takes seconds
+
+    return Recogniser.load(model, **options)
 
 
 def check_window(model: Recogniser, window_s: float, hop_s: float):

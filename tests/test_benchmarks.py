@@ -161,12 +161,12 @@ def test_probabilities_other_than_the_pipeline_s_are_refused(load, monkeypatch):
     load("inference", ON_CPU=WAVLM, NUM_CLIPS=4, DURATIONS_S=(0.05, 0.1))
     module = load("predict", ROUNDS=1, PIPELINE_BATCH_SIZES=(1,))
 
-    def wrong(model, paths, answer_files=module.answer_files):
-        for answer in answer_files(model, paths):
+    def wrong(model, paths, predict_files=module.predict_files):
+        for answer in predict_files(model, paths):
             answer.probabilities = answer.probabilities + np.float32(2e-4)
             yield answer
 
-    monkeypatch.setattr(module, "answer_files", wrong)
+    monkeypatch.setattr(module, "predict_files", wrong)
     with pytest.raises(SystemExit, match="lascl-predict gives 4 of 4 labels .* and probabilities to 0.0002"):
         module.main([])
 

@@ -20,7 +20,8 @@ from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 from lascl import LaSCLForAudioClassification, predict
 from lascl.inference import Recogniser, files, outputs
 from lascl.inference.channels_last import ChannelsLastConv1d
-from lascl.inference.files import find_recordings, length_buckets
+from lascl.inference.files import length_buckets
+from lascl.inference.finding import find_recordings
 from lascl.inference.outputs import annotation_names
 
 
@@ -100,7 +101,7 @@ def test_one_row_a_file_in_the_order_of_the_inputs(checkpoint, folder, capsys):
         assert row["label"] == LABELS[expected.argmax()]
     captured = capsys.readouterr()
     assert captured.out == "" and "not trained" not in captured.err
-    assert sorted(os.listdir(folder)) == ["audio", "out.csv"]
+    assert sorted(os.listdir(folder)) == ["audio", "out.csv", "out.csv.lascl.json"]
 
 
 @pytest.mark.parametrize("limits", [{}, {"batch_size": 1}, {"batch_size": 5}, {"num_workers": 1}])
@@ -378,7 +379,8 @@ def test_other_words_are_said_to_be_untrained(checkpoint, folder, capsys):
     assert run(checkpoint, PATHS[0], "--labels", "joyful", "--format", "jsonl") == 0
     assert json.loads(capsys.readouterr().out)["labels_trained"] is False
     assert run(checkpoint, PATHS[0], "--labels", "joyful", "--format", "table") == 0
-    assert capsys.readouterr().out.startswith("These labels were not trained; angry, happy, neutral, sad were.\n")
+    told = "These labels were not trained: joyful. Trained were angry, happy, neutral, sad.\n"
+    assert capsys.readouterr().out.startswith(told)
 
 
 def test_a_template_is_read_and_untrained_too(checkpoint, folder, capsys):
@@ -451,7 +453,8 @@ def test_a_torn_output_is_continued(checkpoint, folder, killed_after, monkeypatc
     embeds = np.load("out.npz")["audio_embeds"]
     assert run(checkpoint, "audio", "--output", "again.csv", "--embeddings", "again.npz") == 0
     assert embeds == pytest.approx(np.load("again.npz")["audio_embeds"], abs=1e-5)
-    assert sorted(os.listdir(folder)) == ["again.csv", "again.npz", "audio", f"out.{suffix}", "out.npz"]
+    rows = [name for kind in ("again.csv", f"out.{suffix}") for name in (kind, f"{kind}.lascl.json")]
+    assert sorted(os.listdir(folder)) == sorted(["again.npz", "audio", "out.npz", *rows])
 
 
 @pytest.mark.parametrize("left", [0, 3])
@@ -479,10 +482,15 @@ def test_an_output_of_another_kind_is_refused_and_left_alone(checkpoint, folder,
     output = folder / f"out.{suffix}"
     assert run(checkpoint, PATHS[0], "--output", output) == 0
     before = output.read_bytes()
+    for options, field in ((["--labels", "joyful,weary"], "labels"), (["--window", 0.2], "window")):
+        assert run(checkpoint, *PATHS, "--output", output, *options) == 2
+        assert f"was answered otherwise; different are: {field} (" in capsys.readouterr().err
+    record = f"{output.name}.lascl.json"
+    assert output.read_bytes() == before and sorted(os.listdir(folder)) == ["audio", output.name, record]
+    os.remove(record)
     for options in (["--labels", "joyful,weary"], ["--window", 0.2]):
         assert run(checkpoint, *PATHS, "--output", output, *options) == 2
         assert "was made with other labels or another --window" in capsys.readouterr().err
-    assert output.read_bytes() == before and sorted(os.listdir(folder)) == ["audio", output.name]
     output.write_text("somebody's notes\n")
     assert run(checkpoint, *PATHS, "--output", output) == 2
     assert output.read_text() == "somebody's notes\n"
@@ -502,7 +510,11 @@ def test_an_unfinished_output_is_continued_as_it_was_begun(checkpoint, folder, k
 def test_rows_without_embeddings_are_not_mixed_with_such(checkpoint, folder, capsys):
     assert run(checkpoint, *PATHS[:2], "--output", "out.csv") == 0
     assert run(checkpoint, *PATHS, "--output", "out.csv", "--embeddings", "out.npz") == 2
-    assert "out.npz lacks the embeddings of 2 rows" in capsys.readouterr().err
+    assert "different are: embeddings (None there, 'out.npz' here)" in capsys.readouterr().err
+    assert run(checkpoint, *PATHS[:2], "--output", "both.csv", "--embeddings", "both.npz") == 0
+    os.remove("both.npz")
+    assert run(checkpoint, *PATHS, "--output", "both.csv", "--embeddings", "both.npz") == 2
+    assert "both.npz lacks the embeddings of 2 rows" in capsys.readouterr().err
 
 
 def test_an_interrupt_keeps_the_rows_and_says_how_to_go_on(checkpoint, folder, monkeypatch, capsys):

@@ -1,0 +1,61 @@
+"""The folder of a checkpoint, before anything is loaded from it: which one is meant, and what makes it itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+WEIGHTS = ("*.safetensors", "*.bin")
+CONFIGURATION = ("config.json", "preprocessor_config.json", "processor_config.json")
+
+
+def checkpoint_of(name_or_path: str | Path) -> str:
+    """The checkpoint that a name stands for: itself, or of a run directory the model of all its data.
+
+    Raises:
+        ValueError: a run directory, or a folder of one, without such a model; the message names its checkpoints.
+    """
+    name, folder = str(name_or_path), Path(name_or_path)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return name
+    if (folder / "full-data" / "checkpoint" / "config.json").is_file():
+        return str(folder / "full-data" / "checkpoint")
+    inside = sorted(
+        file.parent for pattern in ("", "fold-*/") for file in folder.glob(f"{pattern}checkpoint/config.json")
+    )
+    if not inside:
+        return name
+    listed = ", ".join(str(checkpoint) for checkpoint in inside)
+    if len(inside) == 1:
+        raise ValueError(f"{name} holds a checkpoint, and is none itself: give {listed}.")
+    raise ValueError(f"{name} holds the checkpoints of {len(inside)} folds, and is none itself: give one of {listed}.")
+
+
+def fingerprint(folder: str | Path, *, with_text_encoder: bool = False) -> dict[str, str]:
+    """What decides the answers of a checkpoint in a folder, as hashes of its files: `weights` and `configuration`.
+
+    Args:
+        folder: of a checkpoint.
+        with_text_encoder: whether its own text encoder decides too, as for other words than its own.
+    """
+    folder = Path(folder)
+    weights = [file for pattern in WEIGHTS for file in folder.glob(pattern)]
+    if with_text_encoder:
+        weights += [file for file in (folder / "text_encoder").rglob("*") if file.is_file()]
+    return {
+        "weights": _hash(folder, weights),
+        "configuration": _hash(folder, [folder / name for name in CONFIGURATION if (folder / name).is_file()]),
+    }
+
+
+def _hash(folder: Path, files: list[Path]) -> str:
+    total = hashlib.blake2b(digest_size=12)
+    for file in sorted(files):
+        content = hashlib.blake2b()
+        with open(file, "rb") as opened:
+            while block := opened.read(2**22):
+                content.update(block)
+        total.update(os.fsencode(file.relative_to(folder)) + b"\0" + content.digest())
+    return total.hexdigest()
