@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -32,9 +33,11 @@ def unless_pipe_closes(main: Callable) -> Callable:
 
 
 def _is_closed(file) -> bool:
-    """Whether what a file holds back cannot be written; a failed write stays held back."""
+    """Whether nobody reads any more what a file is written for."""
     try:
-        file.flush()
-    except BrokenPipeError:
-        return True
-    return False
+        descriptor = file.fileno()
+    except (OSError, ValueError):  # no file of the system
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors are told unasked
+    return bool(poll.poll(0))
