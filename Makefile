@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proofs lint readme clean
+.PHONY: demo test check every-cpu proofs lint readme clean
 
 # Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
 demo: .venv/installed
@@ -11,6 +11,16 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# In less than a minute: lint, and the tests of what trains nothing: pure functions, data, configuration, the house.
+check: lint
+	$(BIN)/python -m pytest --durations=0 --durations-min=5 $(patsubst %,tests/test_%.py,$(CHECKED))
+
+CHECKED := losses configuration recipe house folds sampling data emobox public_corpora evaluation compare
+
+# The whole suite six times, as other CPUs would run it; about half an hour.
+every-cpu: .venv/installed
+	.ci/every-cpu
 
 # Kills the demo again and again; about half an hour.
 proofs: .venv/installed

@@ -1,6 +1,8 @@
 """What several test files need: tiny encoders of every family, tiny recordings, the shared folder if it is there."""
 
+import contextlib
 import csv
+import gc
 import os
 from pathlib import Path
 
@@ -8,12 +10,57 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lascl import load_corpus, make_folds
+from lascl import load_corpus, make_folds, report
+from lascl.evaluation.figures import draw_figures
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 
 
-torch.set_num_threads(1)  # tensors this small are slower on two threads, by far so on busy cores
+# Tensors this small are slower on two threads, by far so on busy cores; `make every-cpu` asks for one and for two.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+# Trainer collects garbage several times a training: what the imports made is never garbage, and need not be looked at.
+gc.collect()
+gc.freeze()
+
+# These first: the last to start must be short ones, or a worker idles at the end. A file stays whole on one worker.
+LONGEST = [
+    *("distributed", "frozen_encoder", "train", "publish", "accelerate", "bad_input", "launch", "predict", "export"),
+    *("study", "report", "init_from", "space", "readme", "benchmarks", "trainer"),
+]
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_figures():
+    """Drawing a run's figures takes longer than training a tiny model: reports go without, but for who asks for
+    `figures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_figures", lambda run: ([], []))
+        yield
+
+
+@pytest.fixture(scope="module")
+def figures(no_figures):
+    """Runs of this module's tests have a report with all its figures, as a user's have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_figures", draw_figures)
+        yield
+
+
+@pytest.fixture
+def bfloat16_attention():
+    """torch's fused attention asks the CPU, not ATEN_CPU_CAPABILITY, whether it can pack bfloat16, and fails where the
+    two differ: then the plain one."""
+    with contextlib.ExitStack() as stack:
+        if torch.backends.cpu.get_cpu_capability() != "AVX512":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
 
 # wav2vec 2.0 and its kin at a size that runs in milliseconds. Receptive field: 10 + 5 * 2 = 20 samples, stride 10.
 CONVOLUTIONAL = {

@@ -1,9 +1,10 @@
 """One's own recordings as they come: odd ones train, broken ones are named in one sentence, before any training."""
 
+import contextlib
 import json
 import os
-import subprocess
-import sys
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -303,37 +304,33 @@ def test_odd_audio_trains_with_every_augmentation(train, odd, recordings, audio_
 
 # ------------------------------------------------------------------------------------------------------- full disk
 
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails as it does on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-from lascl.train import main
-main(sys.argv[2:])
-"""
+
+@contextlib.contextmanager
+def files_of_at_most(num_bytes: int):
+    """Writing beyond fails as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("room", [0.5, 1.5], ids=["weights", "optimiser"])
-def test_a_full_disk_costs_a_sentence_and_nothing_that_is_finished(
-    train, recordings, audio_encoders, text_encoder, tmp_path, room
-):
+def test_a_full_disk_costs_a_sentence_and_nothing_that_is_finished(train, recordings, tmp_path, room):
     _, lines = recordings
     code, _, error = train(lines)
     assert code == 0, error
     finished = {path: path.read_bytes() for path in (tmp_path / "run" / "fold-1").rglob("*") if path.is_file()}
     weights = (tmp_path / "run" / "fold-1" / "checkpoint" / "model.safetensors").stat().st_size
     largest_file_bytes = int(room * weights)  # the optimiser's file is twice as large
-    command = ["csv", "--data_dir", str(recordings[0]), "--audio_encoder", audio_encoders["wav2vec2-group"]]
-    command += ["--text_encoder", text_encoder, "--num_train_epochs", "1", "--global_batch_size", "4"]
-    command += ["--augmentation", "none", "--folds", "1,2", "--output_dir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(largest_file_bytes), *command, "--disable_tqdm", "true"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "could not be written: the disk is full" in done.stderr and "Traceback" not in done.stderr
-    assert "give the same command again: what is finished is kept." in done.stderr
+    with files_of_at_most(largest_file_bytes):
+        code, _, error = train(lines, "--folds", "1,2")
+    assert code == 2, error
+    assert "could not be written: the disk is full" in error and "Traceback" not in error
+    assert "give the same command again: what is finished is kept." in error
     assert {path: path.read_bytes() for path in finished} == finished
     assert not (tmp_path / "run" / "fold-2" / "checkpoint").exists()
     code, _, error = train(lines, "--folds", "1,2")

@@ -26,7 +26,7 @@ EMOTIONS = ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadn
 
 
 @pytest.fixture(scope="module")
-def trained(emodb_like, audio_encoders, text_encoder, tmp_path_factory):
+def trained(emodb_like, audio_encoders, text_encoder, figures, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     main(
         [

@@ -1,6 +1,7 @@
 """The house: what may import what, what travels with a checkpoint, what a name promises."""
 
 import ast
+import os
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -146,6 +147,15 @@ def test_what_travels_needs_torch_and_transformers_only(name):
     for module in spelled_imports(ROOT / name):
         ours = module.startswith(".") and module.endswith("_lascl")
         assert ours or module.split(".")[0] in allowed, module
+
+
+def test_tests_run_on_the_instructions_and_the_threads_asked_for():
+    """Else `make every-cpu` would run the same six times."""
+    import torch
+
+    assert torch.get_num_threads() == int(os.environ.get("OMP_NUM_THREADS", 1))
+    asked = os.environ.get("ATEN_CPU_CAPABILITY")
+    assert asked is None or torch.backends.cpu.get_cpu_capability().lower() == asked
 
 
 def test_importing_the_package_costs_nothing():

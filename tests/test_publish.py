@@ -121,7 +121,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def command(emodb_like, audio_encoders, text_encoder):
+def command(emodb_like, audio_encoders, text_encoder, figures):
     return [
         "emodb",
         *("--data_dir", str(emodb_like), "--allow_partial", "true", "--folds", "1,2", "--validation", "speaker"),

@@ -80,7 +80,7 @@ def make_run(folder, folds=FOLDS, complete=True):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def run_dir(figures, tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("runs") / "my_run")
     main([str(folder)])
     return folder

@@ -264,32 +264,34 @@ def test_a_run_cut_off_after_its_best_epoch_still_selects_it(command, tmp_path, 
     assert_same_fold(tmp_path / "cut" / "fold-1", tmp_path / "straight" / "fold-1")
 
 
-@pytest.mark.parametrize(
-    "objective, terms",
-    [
-        ("lascl", {"contrastive", "divergence", "cross_entropy"}),
-        ("supcon", {"contrastive", "cross_entropy"}),
-        ("ce", {"cross_entropy"}),
-    ],
-)
-def test_baselines_train_on_the_same_batches(command, tmp_path, monkeypatch, objective, terms):
-    batches = []
+def test_baselines_train_on_the_same_batches(command, tmp_path, monkeypatch):
+    """Down to the samples, and each logs the terms of its own loss."""
+    heard = []
     whole_compute_loss = LaSCLTrainer.compute_loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
-            batches.append(inputs["labels"].tolist())
+            heard.append((inputs["labels"], inputs["input_features"]))
         return whole_compute_loss(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(LaSCLTrainer, "compute_loss", compute_loss)
-    run = [*command, "--folds", "1", "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
-    main([*run, "--objective", objective])
-    history = json.loads((tmp_path / "fold-1" / "log_history.json").read_text())
-    assert {"contrastive", "divergence", "cross_entropy"} & set(history[0]) == terms
-    BATCHES.setdefault("first", batches)
-    assert batches == BATCHES["first"] and len(batches) == 4
-    config = json.loads((tmp_path / "fold-1" / "checkpoint" / "config.json").read_text())
-    assert config["prediction_head"] == ("label" if objective == "lascl" else "classifier")
+    terms = {"lascl": {"contrastive", "divergence", "cross_entropy"}, "ce": {"cross_entropy"}}
+    terms["supcon"] = {"contrastive", "cross_entropy"}
+    batches = {}
+    for objective in terms:
+        run = tmp_path / objective
+        main([*command, "--folds", "1", "--num_train_epochs", "1", "--output_dir", str(run), "--objective", objective])
+        history = json.loads((run / "fold-1" / "log_history.json").read_text())
+        assert {"contrastive", "divergence", "cross_entropy"} & set(history[0]) == terms[objective]
+        config = json.loads((run / "fold-1" / "checkpoint" / "config.json").read_text())
+        assert config["prediction_head"] == ("label" if objective == "lascl" else "classifier")
+        batches[objective], heard = heard, []
+    for baseline in ("ce", "supcon"):
+        assert len(batches[baseline]) == len(batches["lascl"]) == 4
+        for found, expected in zip(batches[baseline], batches["lascl"]):
+            assert all(map(torch.equal, found, expected))
+    features = [features for _, features in batches["lascl"]]
+    assert not any(torch.equal(features[0], other) for other in features[1:])  # one batch is not another
 
 
 def test_the_protocol_tells_which_utterances_are_improvised_and_which_texts_were_heard():
@@ -315,9 +317,6 @@ def test_the_protocol_tells_which_utterances_are_improvised_and_which_texts_were
     ):
         assert sentence in protocol["notes"]
     assert [fold["test_speakers"] for fold in protocol["folds"]] == [["a"], ["b"], ["c"]]
-
-
-BATCHES = {}  # of the first objective that ran
 
 
 @pytest.mark.parametrize("kind", ["audio", "text"])
