@@ -126,7 +126,7 @@ def label_divergence_loss(label_embeddings: torch.Tensor) -> torch.Tensor:
 def joint_loss(
     audio_embeds: torch.Tensor,
     label_embeds: torch.Tensor,
-    class_logits: torch.Tensor,
+    class_logits: torch.Tensor | None,
     labels: torch.Tensor,
     *,
     contrastive_temperature: float,
@@ -157,7 +157,7 @@ def joint_loss(
     Args:
         audio_embeds: (B, D), all views of all utterances (of all processes, in distributed training).
         label_embeds: (K, D), once, whatever the number of processes.
-        class_logits: (B, K) of the classifier (eq. 7).
+        class_logits: (B, K) of the classifier (eq. 7); `None` if it does not know these labels: L_CE is then left out.
         labels: (B,) integers in [0, K).
         contrastive_temperature: tau of eq. 4, above 0.
         contrastive_weight: lambda_1, in [0, 1].
@@ -176,10 +176,11 @@ def joint_loss(
     """
     _check_reduction(contrastive_reduction)
     num_rows, num_labels = len(audio_embeds), len(label_embeds)
-    if labels.shape != (num_rows,) or class_logits.shape != (num_rows, num_labels):
+    logits_shape = (num_rows, num_labels) if class_logits is None else class_logits.shape
+    if labels.shape != (num_rows,) or logits_shape != (num_rows, num_labels):
         raise ValueError(
             f"Expected labels (B,) and class_logits (B, K) for audio_embeds of B={num_rows} rows and K={num_labels} "
-            f"label_embeds; found {tuple(labels.shape)} and {tuple(class_logits.shape)}."
+            f"label_embeds; found {tuple(labels.shape)} and {tuple(logits_shape)}."
         )
     if labels.device.type == "cpu" and num_rows and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
         raise ValueError(
@@ -201,7 +202,7 @@ def joint_loss(
             divergence = label_divergence_loss(label_embeds)
             terms["divergence"] = divergence / num_anchors if contrastive_reduction == "bracket" else divergence
             loss = loss + contrastive_weight * divergence_weight * terms["divergence"]
-    if contrastive_weight < 1:
+    if contrastive_weight < 1 and class_logits is not None:
         with torch.autocast(class_logits.device.type, enabled=False):
             summed = F.cross_entropy(_full_precision(class_logits), labels.long(), reduction="sum")
         terms["cross_entropy"] = summed / max(num_rows, 1)

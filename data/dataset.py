@@ -58,6 +58,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         # Plain lists, and a column at once: one row of an Arrow table costs more than a thousand of a list.
         columns = {name: corpus[name][:] for name in ("id", "audio", "label", "duration_s")}
         self.ids, self.paths, self.labels, durations_s = ([column[row] for row in rows] for column in columns.values())
+        self.label_names = corpus.features["label"].names  # what a label's number means
         self.durations_s = [min(duration_s, max_duration_s) for duration_s in durations_s]
         self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, max_duration_s, seed
         self.num_views = 1 if augmentation == "none" else num_views
@@ -102,6 +103,26 @@ class SpeechDataset(torch.utils.data.Dataset):
         )
 
 
+def class_indices(labels) -> torch.Tensor:
+    """(n,) integers: the labels of n utterances, as numbers of their classes.
+
+    Raises:
+        ValueError: soft labels (fractions, or a row for each utterance), or an ignored one (-100 by custom).
+    """
+    labels = torch.as_tensor(labels)
+    if len(labels) and (labels.ndim != 1 or labels.is_floating_point()):
+        raise ValueError(
+            f"A label must be the number of one class; found soft labels (shape {tuple(labels.shape)}, "
+            f"{labels.dtype}). Give each utterance its most likely class."
+        )
+    if len(labels) and int(labels.min()) < 0:
+        raise ValueError(
+            f"A label must be the number of one class, from 0; found {int(labels.min())}. Nothing is ignored in the "
+            "joint loss: leave such utterances out."
+        )
+    return labels.long()
+
+
 class SpeechCollator:
     """Pads a batch of `SpeechDataset` items with the checkpoint's own feature extractor.
 
@@ -116,5 +137,5 @@ class SpeechCollator:
         num_views = len(items[0]["views"])
         audio: list[np.ndarray] = [item["views"][view] for view in range(num_views) for item in items]
         batch = extract_features(self.feature_extractor, audio)
-        labels = torch.tensor([item["label"] for item in items], dtype=torch.long)
+        labels = class_indices([item["label"] for item in items])
         return {**batch, "labels": labels.repeat(num_views)}

@@ -41,7 +41,7 @@ def score_rows(rows: list[dict[str, str]], labels: list[str], prediction_head: s
     """`score` of the model's own head, with the scores of the classifier under `classifier`.
 
     Args:
-        rows: of a `predictions.csv`.
+        rows: of a `predictions.csv`, or of `predict_fold`; without `prediction_classifier` there is no `classifier`.
         labels: all classes.
         prediction_head: `label` or `classifier`, the head that `prediction` is from.
 
@@ -51,15 +51,17 @@ def score_rows(rows: list[dict[str, str]], labels: list[str], prediction_head: s
         because both heads may have predicted the same.
     """
     references = [row["reference"] for row in rows]
-    classifier = score([row["prediction_classifier"] for row in rows], references, labels=labels)
-    return {
+    scores = {
         **score([row["prediction"] for row in rows], references, labels=labels),
         **_calibration(rows, labels, prediction_head),
-        "classifier": {
+    }
+    if "prediction_classifier" in rows[0]:
+        classifier = score([row["prediction_classifier"] for row in rows], references, labels=labels)
+        scores["classifier"] = {
             **{name: classifier[name] for name in SCORES},
             **_calibration(rows, labels, "classifier"),
-        },
-    }
+        }
+    return scores
 
 
 def head_probabilities(rows: list[dict[str, str]], labels: list[str], head: str) -> np.ndarray | None:

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from lascl.data import SpeechCollator, SpeechDataset
 from lascl.data.augmentation import build_augmentation
 from lascl.data.checked_audio import file_stamp
+from lascl.data.dataset import class_indices
 from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel
 from lascl.training.arguments import LaSCLTrainingArguments
 
@@ -31,7 +32,7 @@ from lascl.training.arguments import LaSCLTrainingArguments
 # is new and not named here costs an encoding too many, and never trains one variant on another's audio.
 NO_PART_OF_A_VIEW = {
     # Labels are not heard; lengths follow from the files; which view and which epoch is said with each key.
-    "data": ("labels", "durations_s", "num_views", "augmentation_period", "_epoch"),
+    "data": ("labels", "label_names", "durations_s", "num_views", "augmentation_period", "_epoch"),
     # What becomes of pooled audio, what is trained, and names.
     "configuration": (
         *("text_config", "text_encoder", "text_encoder_revision", "text_pooling", "label_template", "projection_dim"),
@@ -68,7 +69,7 @@ class PooledDataset(Dataset):
     ):
         self.ids = [speech.ids[row] for row in rows]
         self.labels = [speech.labels[row] for row in rows]
-        self.durations_s = [speech.durations_s[row] for row in rows]
+        self.durations_s, self.label_names = [speech.durations_s[row] for row in rows], speech.label_names
         self.speech, self.num_views = speech, num_views
         self.pooled = {}  # (n, d_a) by view and epoch; the clean view has no epochs
         for view, epoch in blocks_of(speech, num_views):
@@ -90,7 +91,7 @@ class PooledDataset(Dataset):
 def collate_pooled(items: list[dict]) -> dict[str, torch.Tensor]:
     """Rows view by view, as `SpeechCollator` has them: `pooled_audio` (V x B, d_a), `labels` (V x B,)."""
     pooled = torch.stack([item["pooled_audio"] for item in items], dim=1)  # (V, B, d_a)
-    labels = torch.tensor([item["label"] for item in items], dtype=torch.long)
+    labels = class_indices([item["label"] for item in items])
     return {"pooled_audio": pooled.flatten(0, 1), "labels": labels.repeat(len(pooled))}
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor
 
 from lascl.data import Fold, SpeechCollator, SpeechDataset
+from lascl.evaluation.results import PROBABILITY
 from lascl.modeling_lascl import LaSCLForAudioClassification
 
 
@@ -27,9 +28,13 @@ def predict_fold(
 
     Returns:
         The evidence and the geometry. One row an utterance: `id`, `speaker`, `reference`, `prediction` (the model's
-        head), `prediction_classifier`, `probability_<label>` (label head) and `probability_classifier_<label>`. And
-        the arrays `ids`, `speakers` (n,), `audio_embeds` (n, D), `labels` (K,), `label_embeds` (K, D), embeddings in
-        float32 and of unit length.
+        head), `prediction_classifier`, `probability_<label>` (label head) and `probability_classifier_<label>`; of a
+        model that answers other words than its classifier's, without the classifier's columns. And the arrays `ids`,
+        `speakers` (n,), `audio_embeds` (n, D), `labels` (K,), `label_embeds` (K, D), embeddings in float32 and of unit
+        length.
+
+    Raises:
+        ValueError: a label of these utterances is none of the model's words.
     """
     state = PartialState()
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32).eval().to(state.device)
@@ -39,25 +44,32 @@ def predict_fold(
     dataset = SpeechDataset(corpus, rows, sampling_rate=extractor.sampling_rate, max_duration_s=max_duration_s)
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=SpeechCollator(extractor))
     labels, predicted, embeds = model.config.labels, [], []
+    names, tested = dataset.label_names, corpus.select(fold.test)["label"][:]
+    foreign = sorted({names[number] for number in tested} - set(labels))
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]!r}, a label of the corpus, is none of the words that the model answers: {', '.join(labels)}. "
+            "Load the corpus with labels={corpus label: word}, or call set_labels with words of the corpus."
+        )
     for batch in tqdm(loader, desc=f"Fold {fold.number}: predicting", disable=not state.is_main_process):
         references = batch.pop("labels").tolist()
         with torch.inference_mode():
             outputs = model(**{name: tensor.to(state.device) for name, tensor in batch.items()})
             similarity = outputs.audio_embeds @ model.get_label_embeddings().T  # (B, K)
             by_label = (similarity / model.config.contrastive_temperature).softmax(dim=-1)
-            by_classifier = outputs.class_logits.softmax(dim=-1)
+            heads = {"label": by_label}
+            if outputs.class_logits is not None:
+                heads["classifier"] = outputs.class_logits.softmax(dim=-1)
         embeds.extend(outputs.audio_embeds.cpu().numpy())
-        head = by_label if model.config.prediction_head == "label" else by_classifier
-        for row in range(len(references)):
-            predicted.append(
-                {
-                    "reference": labels[references[row]],
-                    "prediction": labels[int(head[row].argmax())],
-                    "prediction_classifier": labels[int(by_classifier[row].argmax())],
-                    **{f"probability_{name}": float(p) for name, p in zip(labels, by_label[row])},
-                    **{f"probability_classifier_{name}": float(p) for name, p in zip(labels, by_classifier[row])},
-                }
-            )
+        for row, reference in enumerate(references):
+            answers = {name: labels[int(head[row].argmax())] for name, head in heads.items()}
+            values = {"reference": names[reference], "prediction": answers[model.config.prediction_head]}
+            if "classifier" in heads:
+                values["prediction_classifier"] = answers["classifier"]
+            for head_name, head in heads.items():
+                prefix = PROBABILITY[head_name]
+                values |= {f"{prefix}{label}": float(p) for label, p in zip(labels, head[row])}
+            predicted.append(values)
     speakers = corpus["speaker"][:]
     keyed = [
         (row, {"id": id, "speaker": speakers[row], **values}, embedding)

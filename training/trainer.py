@@ -5,16 +5,19 @@ Letters: W processes, B_w rows of a batch on process w and B on all, K labels, D
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections import defaultdict
 
+import datasets
 import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from lascl.data import UtteranceBatchSampler
+from lascl.data.dataset import class_indices
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -39,17 +42,23 @@ class LaSCLTrainer(Trainer):
     `labels`, and `contrastive_chunk_size` counts its `num_views` (`SpeechDataset` has all four; without, the views are
     those of the arguments).
 
+    Once other words than the classifier's were set, `evaluate()` and `predict()` score the label head alone; their loss
+    is then eq. 9 without its cross entropy.
+
     Raises:
-        ValueError: `compute_loss_func` is given.
+        ValueError: `compute_loss_func` or an iterable training data set is given; while training or scoring, labels
+            that are not the numbers of classes, or that mean other words than the model's.
     """
 
     def __init__(self, *args, **kwargs):
+        check_indexed(inspect.signature(Trainer).bind_partial(*args, **kwargs).arguments.get("train_dataset"))
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
                 "LaSCLTrainer computes the joint loss; override compute_loss instead of compute_loss_func."
             )
         kwargs.setdefault("compute_metrics", score_both_heads)
         super().__init__(*args, **kwargs)
+        self.data_collator = CheckedLabels(self.data_collator)
         self.add_callback(_EpochBoundaries())
         self.add_callback(RunningMeans())
         self.clock = StepClock()
@@ -60,7 +69,15 @@ class LaSCLTrainer(Trainer):
         utterances to fill the last batch, is not needed."""
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
-        args = self.args
+        check_indexed(self.train_dataset)
+        config, args = self.accelerator.unwrap_model(self.model).config, self.args
+        if config.classifier_labels is not None:
+            raise ValueError(
+                f"The classifier was trained on {', '.join(config.classifier_labels)}, but the model's words are now "
+                f"{', '.join(config.labels)}, which cross entropy cannot train. Build a model with these labels, or "
+                "give train.py --init_from."
+            )
+        class_indices(getattr(self.train_dataset, "labels", []))
         return torch.utils.data.DataLoader(
             self.train_dataset,
             batch_sampler=build_batch_sampler(self.train_dataset, args),
@@ -70,6 +87,17 @@ class LaSCLTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
+
+    def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
+        """Stock's, of labels that mean the model's words."""
+        named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        check_words(self.eval_dataset if named is None else named, self.accelerator.unwrap_model(self.model).config)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset) -> torch.utils.data.DataLoader:
+        """As `get_eval_dataloader`."""
+        check_words(test_dataset, self.accelerator.unwrap_model(self.model).config)
+        return super().get_test_dataloader(test_dataset)
 
     def get_batch_samples(self, *args, **kwargs):
         """Stock's; the clock runs meanwhile."""
@@ -220,13 +248,51 @@ def build_batch_sampler(dataset, args: LaSCLTrainingArguments) -> UtteranceBatch
 
 
 def score_both_heads(prediction) -> dict[str, float]:
-    """WA, UA and macro-F1 of `logits`, and of `class_logits` with the prefix `classifier_`, for Trainer."""
-    (logits, class_logits), references = prediction.predictions, prediction.label_ids
+    """WA, UA and macro-F1 of `logits`, and of `class_logits` with the prefix `classifier_`, for Trainer; of `logits`
+    alone where the classifier does not know the labels."""
+    heads, references = prediction.predictions, prediction.label_ids
     metrics = {}
-    for prefix, head in (("", logits), ("classifier_", class_logits)):
+    for prefix, head in zip(("", "classifier_"), heads if isinstance(heads, tuple) else (heads,)):
         scores = score(np.argmax(head, axis=-1), references)
         metrics |= {f"{prefix}{name}": scores[name] for name in ("wa", "ua", "macro_f1")}
     return metrics
+
+
+def check_indexed(dataset):
+    """Raises ValueError for a data set that can only be gone through: batches are drawn by index."""
+    if isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset)):
+        raise ValueError(
+            f"train_dataset is a {type(dataset).__name__}, which can only be gone through, but every epoch is drawn by "
+            "index. Give a data set with __len__ and __getitem__, such as lascl.data.SpeechDataset."
+        )
+
+
+def check_words(dataset, config):
+    """Raises ValueError if the model answers other words than its classifier's and a label of the data set, which must
+    tell its `labels` and their `label_names` for that, is not the word of the same number."""
+    names = getattr(dataset, "label_names", None)
+    if config.classifier_labels is None or names is None:
+        return
+    for number in sorted(set(dataset.labels)):
+        if names[number : number + 1] != config.labels[number : number + 1]:
+            raise ValueError(
+                f"Label {number} of the data is {names[number]!r}, but the words that the model answers are "
+                f"{', '.join(config.labels)}, in this order. Load the corpus with labels of these words "
+                "(load_corpus(labels={corpus label: word}), or call set_labels with the corpus's, in its order."
+            )
+
+
+class CheckedLabels:
+    """A collator whose batches have numbers of classes for labels; see `class_indices`."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, items: list) -> dict:
+        batch = self.collator(items)
+        if "labels" in batch:
+            class_indices(batch["labels"])
+        return batch
 
 
 class _EpochBoundaries(TrainerCallback):
