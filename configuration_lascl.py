@@ -1,24 +1,47 @@
-"""What a LaSCL checkpoint is: `LaSCLConfig`. No torch here; one of the three files that travel with a checkpoint."""
+"""What a LaSCL checkpoint is: `LaSCLConfig`. No torch here; one of the three files that travel with a checkpoint.
+
+The three use only what transformers has had since 4.57, so that a checkpoint loads wherever transformers is installed.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+import transformers
+from transformers import AutoConfig, PretrainedConfig
 
 
+OLDEST_TRANSFORMERS = "4.57"
 REDUCTIONS = ("mean", "bracket", "sum")  # what becomes of eq. 4's sum over anchors, see `joint_loss`
 
 
-class LaSCLConfig(PreTrainedConfig):
+def check_transformers(version: str):
+    """Refuses a transformers on which a checkpoint would load in part, or not at all.
+
+    Raises:
+        ImportError: `version` is older than `OLDEST_TRANSFORMERS`.
+    """
+    needed, found = ([int(number) for number in re.findall(r"\d+", v)[:2]] for v in (OLDEST_TRANSFORMERS, version))
+    if found < needed:
+        raise ImportError(
+            f"LaSCL needs transformers {OLDEST_TRANSFORMERS} or newer; found {version}. "
+            "Upgrade it: pip install --upgrade transformers"
+        )
+
+
+# Here, because this file is the first of a checkpoint that is imported.
+check_transformers(transformers.__version__)
+
+
+class LaSCLConfig(PretrainedConfig):
     r"""Configuration of a LaSCL model: an audio encoder, a text encoder for the labels, and what joins them.
 
     Args:
-        audio_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a wav2vec 2.0 base configuration):
+        audio_config (`dict` or `PretrainedConfig`, *optional*, defaults to a wav2vec 2.0 base configuration):
             Configuration of the audio encoder, of any `model_type` that transformers knows.
-        text_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a RoBERTa base configuration):
+        text_config (`dict` or `PretrainedConfig`, *optional*, defaults to a RoBERTa base configuration):
             Configuration of the text encoder. Only its width (`hidden_size`) is needed until new labels are set.
         text_encoder (`str`, *optional*):
             Hub name or path of the text encoder that embeds label words. It is loaded by `set_labels` only.
@@ -71,32 +94,59 @@ class LaSCLConfig(PreTrainedConfig):
 
     model_type = "lascl"
     keys_to_ignore_at_inference = ["audio_embeds", "label_embeds", "pooled_audio", "terms"]
-    sub_configs_defaults = {
-        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="wav2vec2"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="roberta"),
-    }
+    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
+    # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
+    # needs none of them still loads under the code of the first ones.
+    _later_fields = ("contrastive_reduction",)
 
-    audio_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    text_encoder: str | None = None
-    text_encoder_revision: str | None = None
-    label_template: str = "{label}"
-    projection_dim: int = 256
-    audio_layers: str = "last"
-    audio_pooling: str = "mean"
-    standardise_audio: bool = False
-    text_pooling: str = "mean"
-    freeze_feature_encoder: bool = True
-    freeze_audio_encoder: bool = False
-    contrastive_temperature: float = 0.07
-    contrastive_weight: float = 0.5
-    divergence_weight: float = 0.1
-    contrastive_reduction: str = "mean"
-    label_anchors: bool = True
-    prediction_head: str = "label"
-    classifier_labels: list | None = None
-
-    def __post_init__(self, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        audio_config: dict | PretrainedConfig | None = None,
+        text_config: dict | PretrainedConfig | None = None,
+        text_encoder: str | None = None,
+        text_encoder_revision: str | None = None,
+        label_template: str = "{label}",
+        projection_dim: int = 256,
+        audio_layers: str = "last",
+        audio_pooling: str = "mean",
+        standardise_audio: bool = False,
+        text_pooling: str = "mean",
+        freeze_feature_encoder: bool = True,
+        freeze_audio_encoder: bool = False,
+        contrastive_temperature: float = 0.07,
+        contrastive_weight: float = 0.5,
+        divergence_weight: float = 0.1,
+        contrastive_reduction: str = "mean",
+        label_anchors: bool = True,
+        prediction_head: str = "label",
+        classifier_labels: list[str] | None = None,
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        **kwargs: Any,
+    ):
+        # All of LaSCL's own before `super`, which sets what it finds in the encoders' configurations, and checks.
+        self.audio_config = _sub_config("audio_config", audio_config, default_type="wav2vec2")
+        self.text_config = _sub_config("text_config", text_config, default_type="roberta")
+        self.text_encoder = text_encoder
+        self.text_encoder_revision = text_encoder_revision
+        self.label_template = label_template
+        self.projection_dim = projection_dim
+        self.audio_layers = audio_layers
+        self.audio_pooling = audio_pooling
+        self.standardise_audio = standardise_audio
+        self.text_pooling = text_pooling
+        self.freeze_feature_encoder = freeze_feature_encoder
+        self.freeze_audio_encoder = freeze_audio_encoder
+        self.contrastive_temperature = contrastive_temperature
+        self.contrastive_weight = contrastive_weight
+        self.divergence_weight = divergence_weight
+        self.contrastive_reduction = contrastive_reduction
+        self.label_anchors = label_anchors
+        self.prediction_head = prediction_head
+        self.classifier_labels = classifier_labels
+        if id2label is None and label2id is not None:
+            id2label = {index: label for label, index in label2id.items()}
         # A checkpoint must load through all three Auto classes, whichever class saved it; stock saving writes the
         # entry of the saved class alone.
         kwargs["auto_map"] = {
@@ -104,11 +154,36 @@ class LaSCLConfig(PreTrainedConfig):
             "AutoModel": "modeling_lascl.LaSCLModel",
             "AutoModelForAudioClassification": "modeling_lascl.LaSCLForAudioClassification",
         }
-        if self.id2label is None and self.label2id is not None:
-            self.id2label = {index: label for label, index in self.label2id.items()}
-        super().__post_init__(**kwargs)
+        super().__init__(id2label=id2label, **kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
         self.validate_architecture()
+
+    @classmethod
+    def field_defaults(cls) -> dict[str, Any]:
+        """The fields of LaSCL's own, all but the labels, with their defaults."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        fields = {field.name: field.default for field in parameters if field.kind is field.KEYWORD_ONLY}
+        return {name: default for name, default in fields.items() if name not in ("id2label", "label2id")}
+
+    def __eq__(self, other: object) -> bool:
+        # Some versions of transformers would compare the fields of their own class alone.
+        return type(other) is type(self) and self.to_dict() == other.to_dict()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes. As in transformers, and the same from every version of it: of the encoders'
+        configurations the fields of their own class, and what differs from the default."""
+        written = super().to_diff_dict()
+        for name in self.sub_configs:
+            encoder = getattr(self, name)
+            written[name] = encoder.to_diff_dict()
+            written[name].pop("transformers_version", None)
+            if encoder._name_or_path:
+                written[name]["_name_or_path"] = encoder._name_or_path
+        defaults = self.field_defaults()
+        for name in self._later_fields:
+            if written[name] == defaults[name]:
+                del written[name]
+        return written
 
     @property
     def labels(self) -> list[str]:
@@ -169,6 +244,15 @@ class LaSCLConfig(PreTrainedConfig):
                 "With contrastive_weight=1 there is no cross entropy, so the classifier would answer at random. "
                 "Set prediction_head='label' or contrastive_weight below 1."
             )
+
+
+def _sub_config(field: str, given: dict | PretrainedConfig | None, *, default_type: str) -> PretrainedConfig:
+    if isinstance(given, PretrainedConfig):
+        return given
+    if given is not None and not isinstance(given, dict):
+        raise TypeError(f"{field} must be a dict or a configuration of transformers; found {type(given).__name__}.")
+    values = dict(given or {})
+    return AutoConfig.for_model(values.pop("model_type", default_type), **values)
 
 
 __all__ = ["LaSCLConfig"]

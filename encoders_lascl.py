@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -31,7 +31,7 @@ WHISPER_FRAMES_PER_S = 50
 MASK_ALIGNMENT = {"cuda": 16}
 
 
-def build_audio_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+def build_audio_encoder(config: PretrainedConfig) -> PreTrainedModel:
     """The audio encoder of `config` with fresh weights, adapted. Of an encoder-decoder only the encoder is built.
 
     Raises:
@@ -179,7 +179,7 @@ class RecomputedWavLMAttention(WavLMAttention):
     def forward(self, hidden_states, attention_mask=None, position_bias=None, index=0, **kwargs):
         """(B, T, C), `None` for the attention weights, and the distance bias (H, T, T) for the layers that follow."""
         if kwargs.get("output_attentions", self.config.output_attentions):
-            return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
+            return super().forward(hidden_states, attention_mask, position_bias, index=index, **kwargs)
         num_frames = hidden_states.shape[1]
         if position_bias is None:
             filling = -num_frames % MASK_ALIGNMENT.get(hidden_states.device.type, 1)

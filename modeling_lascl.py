@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
-from transformers.utils.hub import cached_file, extract_commit_hash, hf_api
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_lascl import REDUCTIONS, LaSCLConfig
 from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder, refuse_odd_audio
@@ -295,29 +295,28 @@ class LaSCLPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
+        # By these names alone: while a checkpoint loads, transformers 5 guards them against what was loaded.
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, LaSCLModel):
-            init.constant_(module.label_features, float("nan"))
-            if module.layer_weights is not None:
-                init.zeros_(module.layer_weights)
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As in transformers. Loading makes every parameter trainable, so what stays frozen is frozen again.
 
         `config._commit_hash` has the commit of a checkpoint from the Hub, so that `set_labels` finds what belongs to
         it even if its branch has moved on; transformers keeps the name alone. It is never saved.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        model.base_model.start_missing(loading_info)
         model.base_model.freeze_constants()
         if pretrained_model_name_or_path is not None and not os.path.isdir(pretrained_model_name_or_path):
             where = {name: kwargs[name] for name in ("revision", "cache_dir", "subfolder") if name in kwargs}
             file = find_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)
             model.config._commit_hash = extract_commit_hash(file, None)
-        return loaded
+        return (model, loading_info) if output_loading_info else model
 
 
 class LaSCLModel(LaSCLPreTrainedModel):
@@ -353,6 +352,25 @@ class LaSCLModel(LaSCLPreTrainedModel):
         self.main_input_name = self.audio_encoder.main_input_name
         self.post_init()
         self.freeze_constants()
+
+    @torch.no_grad()
+    def start_missing(self, loading_info: dict):
+        """Gives what a checkpoint lacked of this module's own tensors the value that `__init__` gives: loading leaves
+        memory of any content there.
+
+        Not in `_init_weights`: transformers 4 calls that for a whole module once any tensor in it is missing, and so
+        would overwrite those that were loaded.
+        """
+        lacked = [*loading_info["missing_keys"], *(entry[0] for entry in loading_info["mismatched_keys"])]
+        lacked = {key.removeprefix("lascl.") for key in lacked}
+        for name, start in (
+            ("label_features", float("nan")),
+            ("layer_weights", 0.0),
+            ("pooled_mean", 0.0),
+            ("pooled_std", 1.0),
+        ):
+            if name in lacked:
+                getattr(self, name).fill_(start)
 
     def freeze_constants(self):
         """Freezes what training leaves as it is: Whisper's sinusoidal positions, and the convolutional front end if
@@ -585,7 +603,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 answers padding would change.
             OSError: an encoder that could not be loaded.
         """
-        unknown = sorted(set(config) - {field.name for field in fields(LaSCLConfig)})
+        unknown = sorted(set(config) - set(LaSCLConfig.field_defaults()))
         if unknown:
             raise ValueError(f"LaSCLConfig has no field {', '.join(unknown)}.")
         labels = checked_labels(labels)
@@ -741,7 +759,7 @@ def announce_download(name_or_path: str, revision: str | None, subfolder: str):
         return
     where = {"revision": revision or "main"}
     try:
-        entries = list(hf_api().list_repo_tree(name_or_path, subfolder or None, **where))
+        entries = list(HfApi().list_repo_tree(name_or_path, subfolder or None, **where))
     except Exception:  # offline, no such repository, ...: loading comes next and says it, or finds all in the cache
         return
     sizes = {entry.path: entry.size for entry in entries if hasattr(entry, "size")}

@@ -4,12 +4,11 @@ import ast
 import copy
 import json
 import re
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 from conftest import LABELS
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification, LaSCLModel
 from lascl import configuration_lascl as configuration
@@ -41,8 +40,7 @@ OTHER_VALUES = {
     "prediction_head": "classifier",
     "classifier_labels": ["calm", "tense", "bored"],
 }
-INHERITED = {field.name for field in fields(PreTrainedConfig)}
-OWN_FIELDS = [field for field in fields(LaSCLConfig) if field.name not in INHERITED]
+DEFAULTS = LaSCLConfig.field_defaults()
 AUTO_MAP = {
     "AutoConfig": "configuration_lascl.LaSCLConfig",
     "AutoModel": "modeling_lascl.LaSCLModel",
@@ -159,8 +157,8 @@ def test_label2id_alone_names_the_labels():
 
 
 def test_the_values_of_these_tests_are_none_of_the_defaults():
-    assert set(OTHER_VALUES) == {field.name for field in OWN_FIELDS}
-    assert not [field.name for field in OWN_FIELDS if OTHER_VALUES[field.name] == field.default]
+    assert set(OTHER_VALUES) == set(DEFAULTS)
+    assert not [name for name, default in DEFAULTS.items() if OTHER_VALUES[name] == default]
 
 
 @pytest.mark.parametrize("way", ["dict", "json", "folder", "auto", "copy"])
@@ -223,14 +221,13 @@ def documented_defaults():
 
 def test_the_docstring_names_every_field_and_its_default():
     documented = documented_defaults()
-    assert set(documented) == {field.name for field in OWN_FIELDS} | {"id2label", "label2id"}
-    for field in OWN_FIELDS:
-        stated = documented[field.name]
-        assert field.default is not MISSING
-        if field.name in ("audio_config", "text_config"):  # stated in words; next test
-            assert field.default is None
+    assert set(documented) == set(DEFAULTS) | {"id2label", "label2id"}
+    for name, default in DEFAULTS.items():
+        stated = documented[name]
+        if name in ("audio_config", "text_config"):  # stated in words; next test
+            assert default is None
         else:
-            assert (None if stated is None else ast.literal_eval(stated.strip("`"))) == field.default, field.name
+            assert (None if stated is None else ast.literal_eval(stated.strip("`"))) == default, name
 
 
 def test_the_default_encoders_are_those_that_the_docstring_describes():
@@ -250,7 +247,7 @@ def test_every_field_is_read_by_the_model():
                 if getattr(owner, "id", None) == "config" or getattr(owner, "attr", None) == "config":
                     read.add(node.attr)
     assert "projection_dim" in read and "id2label" not in read  # the walk finds loads, and loads only
-    assert {field.name for field in OWN_FIELDS} - read == set()
+    assert set(DEFAULTS) - read == set()
 
 
 def test_the_labels_that_the_model_reads_come_from_id2label():
@@ -266,5 +263,5 @@ def test_the_configuration_file_does_not_import_torch():
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names.append(node.module)
-    assert issubclass(LaSCLConfig, PreTrainedConfig) and "transformers" in names
+    assert issubclass(LaSCLConfig, PretrainedConfig) and "transformers" in names
     assert not [name for name in names if name.split(".")[0] == "torch"]

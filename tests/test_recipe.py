@@ -55,7 +55,7 @@ def test_shipped_recipes_hold_overrides_only(path):
 
 
 def test_defaults_of_model_fields_are_the_configurations():
-    config = {f.name: f.default for f in dataclasses.fields(LaSCLConfig)}
+    config = LaSCLConfig.field_defaults()
     shared = [f for f in dataclasses.fields(Recipe) if f.name in config and f.name != "text_encoder"]
     assert len(shared) == 14
     for field in shared:
@@ -183,7 +183,7 @@ def test_every_recipe_field_is_read():
                 and node.value.id in ("recipe", "self")
             ):
                 read.add(node.attr)
-    config = {f.name for f in dataclasses.fields(LaSCLConfig)}
+    config = set(LaSCLConfig.field_defaults())
     fields = {f.name for f in dataclasses.fields(Recipe)}
     assert fields - config - read == set()
 

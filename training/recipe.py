@@ -254,7 +254,7 @@ class Recipe:
 
     def model_config(self) -> dict:
         """Keyword arguments of `from_encoders`: the fields that are `LaSCLConfig`'s, less what `init_from` decides."""
-        fields = {field.name for field in dataclasses.fields(LaSCLConfig)} - {"text_encoder"}
+        fields = set(LaSCLConfig.field_defaults()) - {"text_encoder"}
         return {name: value for name, value in vars(self).items() if name in fields and value is not None}
 
     def fold_numbers(self, num_folds: int) -> list[int]:
