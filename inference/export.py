@@ -36,8 +36,9 @@ from lascl.inference.recogniser import Recogniser
 
 FORMAT = "lascl-onnx"
 MODEL, DATA, LABELS, ABOUT, README = "model.onnx", "model.onnx.data", "labels.npz", "lascl_onnx.json", "README.md"
+INT8, INT8_DATA = "model_int8.onnx", "model_int8.onnx.data"
 # All that an export may hold. Weights beyond 2 GB lie in DATA, which is read from beside the model.
-FILES = {MODEL, DATA, LABELS, ABOUT, README, "preprocessor_config.json"}
+FILES = {MODEL, DATA, INT8, INT8_DATA, LABELS, ABOUT, README, "preprocessor_config.json"}
 TOLERANCE = 1e-4  # of probabilities and embeddings
 CHECKED_DURATION_S = 10  # of each utterance, at most
 CHECKED_AT_ONCE = 8
@@ -179,6 +180,25 @@ def _strip(model):
             value.metadata_props.clear()
 
 
+def _save_int8(model: Path, path: Path):
+    """Writes the graph once more with the weights of its matrix products in 8 bits, a scale for each of their columns.
+
+    What these are multiplied with is brought to 8 bits while it is computed, by its own range ("dynamic"), so no audio
+    is needed. Convolutions, attention scores and the mel filters stay in float32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=model.with_name(DATA).exists(),
+        )
+
+
 # ---------------------------------------------------------------------------------------------------------- the check
 
 
@@ -242,6 +262,7 @@ def export(
     labels: Sequence[str] | None = None,
     label_template: str | None = None,
     check: Sequence[str | Path] = (),
+    int8: bool = False,
 ) -> dict:
     """Writes a checkpoint as ONNX, checked against PyTorch, with all that is needed to use it.
 
@@ -259,6 +280,8 @@ def export(
         revision, labels, label_template: as for `Recogniser.load`; only with a folder or name.
         check: audio files to check with, the first 10 s of each (or Whisper's window); by default generated sounds of
             one frame to 10 s.
+        int8: write `model_int8.onnx` too, smaller and less exact: its distance from PyTorch is measured alike, and
+            stated; how much is too much is for its user to say.
 
     Returns:
         What `lascl_onnx.json` says.
@@ -299,7 +322,19 @@ def export(
                 f"embedding, more than {TOLERANCE:g}; nothing was written. Please report it with your versions of "
                 "torch, transformers and onnxruntime."
             )
-        about = _describe(model, differences, num_utterances=len(utterances), audio="files" if check else "generated")
+        int8_differences = None
+        if int8:
+            _save_int8(staged / MODEL, staged / INT8)
+            int8_differences = _largest_differences(staged / INT8, model, utterances)
+            if not all(map(math.isfinite, int8_differences)):
+                raise ValueError("In int8 this model gives no finite answers; nothing was written. Leave int8 out.")
+        about = _describe(
+            model,
+            differences,
+            int8_differences,
+            num_utterances=len(utterances),
+            audio="files" if check else "generated",
+        )
         save_labels(model, staged / LABELS)
         model.feature_extractor.save_pretrained(staged)
         (staged / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -356,7 +391,14 @@ def _refuse_what_cannot_be_exported(recogniser: Recogniser):
         )
 
 
-def _describe(recogniser: Recogniser, differences: tuple[float, float], *, num_utterances: int, audio: str) -> dict:
+def _describe(
+    recogniser: Recogniser,
+    differences: tuple[float, float],
+    int8_differences: tuple[float, float] | None,
+    *,
+    num_utterances: int,
+    audio: str,
+) -> dict:
     """The contents of `lascl_onnx.json`."""
     config, longest_s = recogniser.model.config, recogniser.max_duration_s
     with_labels = config.prediction_head == "label"
@@ -397,6 +439,14 @@ def _describe(recogniser: Recogniser, differences: tuple[float, float], *, num_u
             "max_probability_difference": differences[0],
             "max_embedding_difference": differences[1],
             "tolerance": TOLERANCE,
+            **(
+                {}
+                if int8_differences is None
+                else {
+                    "int8_max_probability_difference": int8_differences[0],
+                    "int8_max_embedding_difference": int8_differences[1],
+                }
+            ),
         },
         "versions": {"lascl": lascl.__version__, "torch": torch.__version__},
     }
@@ -406,7 +456,12 @@ def _readme(about: dict) -> str:
     with_labels = about["prediction_head"] == "label"
     label_embeds = 'inputs["label_embeds"] = labels["label_embeds"]\n' if with_labels else ""
     limit = f", at most {about['max_duration_s']:g} s" if about["max_duration_s"] else ""
-    words = "The answer is the classifier's: the labels cannot change."
+    words, int8 = "The answer is the classifier's: the labels cannot change.", ""
+    if "int8_max_probability_difference" in about["check"]:
+        int8 = f"""
+`{INT8}` is the same with weights of 8 bits, and less exact: on the same audio it was up to
+{about["check"]["int8_max_probability_difference"]:.1e} from PyTorch in a probability.
+"""
     if with_labels:
         words = f"""\
 **Other words** need no other model: `label_embeds` is an input, and `{LABELS}` is what is given for it. With LaSCL (and
@@ -439,7 +494,7 @@ print(dict(zip(labels["labels"].tolist(), (weights / weights.sum()).tolist())))
 Several utterances at once are padded at the end to the longest; `lengths` keeps the padding out of every answer.
 
 {words}
-
+{int8}
 `{ABOUT}` says what goes in and out, and by how much this file and PyTorch differed when it was written: at most
 {about["check"]["max_probability_difference"]:.1e} in a probability.
 """
@@ -461,6 +516,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--check", nargs="+", default=(), metavar="FILE", help="audio files to check with, instead of generated sounds"
     )
+    parser.add_argument("--int8", action="store_true", help=f"{INT8} too: smaller, and less exact by what is told")
     args = parser.parse_args(argv)
     labels = None if args.labels is None else [label.strip() for label in args.labels.split(",")]
     if labels is not None and not all(labels):
@@ -474,11 +530,12 @@ def main(argv: list[str] | None = None):
             labels=labels,
             label_template=args.template,
             check=args.check,
+            int8=args.int8,
         )
     except (ValueError, OSError, ImportError) as error:
         print(f"lascl-export: {error}", file=sys.stderr)
         sys.exit(2)
-    size_mb = sum(path.stat().st_size for path in Path(args.folder).glob(f"{MODEL}*")) / 1e6
+    size_mb = _size_mb(args.folder, MODEL)
     limit = f", at most {about['max_duration_s']:g} s" if about["max_duration_s"] else ""
     print(f"{args.folder}: {MODEL}, {size_mb:.1f} MB; mono audio at {about['sampling_rate']} Hz{limit}.")
     untrained = about["labels"] != about["trained_labels"]
@@ -489,6 +546,15 @@ def main(argv: list[str] | None = None):
         f"and alone: at most {found['max_probability_difference']:.1e} from PyTorch in a probability, "
         f"{found['max_embedding_difference']:.1e} in an embedding."
     )
+    if args.int8:
+        print(
+            f"{INT8}, {_size_mb(args.folder, INT8):.1f} MB: at most {found['int8_max_probability_difference']:.1e} "
+            f"from PyTorch in a probability, {found['int8_max_embedding_difference']:.1e} in an embedding."
+        )
+
+
+def _size_mb(folder: str, name: str) -> float:
+    return sum(path.stat().st_size for path in Path(folder).glob(f"{name}*")) / 1e6
 
 
 if __name__ == "__main__":

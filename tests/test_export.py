@@ -242,6 +242,40 @@ def test_the_command_with_other_words_says_so_and_is_quiet(checkpoint, tmp_path,
     assert ask(out, [recording(0)])[0].shape == (1, 2)
 
 
+# -------------------------------------------------------------------------------------------------------------- int8
+
+
+@pytest.mark.parametrize("family", ["whisper", "wavlm-group"])
+def test_int8_is_smaller_and_its_distance_is_stated(family, checkpoint, exported, graph_of, tmp_path, capsys):
+    graph_of(exported(family))
+    out = tmp_path / "out"
+    try:
+        main([str(checkpoint(family)), str(out), "--int8"])
+    except SystemExit:
+        pytest.fail(f"there is no --int8: {capsys.readouterr().err}")
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert {path.name for path in out.iterdir()} == FILES | {"model_int8.onnx"}
+    about = json.loads((out / "lascl_onnx.json").read_text())["check"]
+    stated = about["int8_max_probability_difference"], about["int8_max_embedding_difference"]
+    sizes = f"{stated[0]:.1e} from PyTorch in a probability, {stated[1]:.1e} in an embedding."
+    assert re.fullmatch(rf"model_int8.onnx, \d+\.\d MB: at most {sizes}", told)
+    assert f"up to\n{stated[0]:.1e} from PyTorch" in (out / "README.md").read_text()
+    assert max(about["max_probability_difference"], 1e-6) < stated[0] < 0.2  # other sums, but no other model
+
+    # The same distance by hand, over what the export was checked on.
+    recogniser = Recogniser.load(checkpoint(family), device="cpu")
+    (out / "model_int8.onnx").replace(out / "model.onnx")
+    utterances = exporting._generated_speech(recogniser)
+    expected = recogniser(utterances)
+    alone = [ask(out, [samples]) for samples in utterances]
+    batch = ask(out, utterances)
+    found = [softmax(batch[0]), np.concatenate([softmax(logits) for logits, _ in alone])]
+    largest = max(np.abs(probabilities - expected[0]).max() for probabilities in found)
+    assert largest == pytest.approx(stated[0], rel=0.05)
+    weights = sum(parameter.numel() for parameter in recogniser.model.lascl.audio_encoder.parameters())
+    assert weights > 0 and any(b"MatMulInteger" in line for line in (out / "model.onnx").read_bytes().split(b"\n"))
+
+
 # ------------------------------------------------------------------------------------------------- without PyTorch
 
 

@@ -22,6 +22,7 @@ from test_predict import alone, run, save_checkpoint
 from transformers import AutoFeatureExtractor
 
 import lascl
+import lascl.training.run_directory
 from lascl import LaSCLForAudioClassification
 from lascl.inference import Recogniser, files
 
@@ -361,6 +362,13 @@ def test_names_come_back_through_csv_and_none_is_a_formula(checkpoint, folder):
         patch.setattr(sys, "stdin", types.SimpleNamespace(buffer=listed))
         assert run(checkpoint, "-", "--output", "out.csv") == 0
     assert (folder / "out.csv").read_bytes() == before  # all are known again
+
+
+def test_ids_with_carriage_returns_come_back_from_every_csv(tmp_path):
+    rows = [{"id": name, "share": 0.5} for name in ODD_NAMES]
+    lascl.training.run_directory.write_csv(tmp_path / "rows.csv", rows)
+    assert [row["id"] for row in read_csv(tmp_path / "rows.csv")] == ODD_NAMES
+    assert b"\r\n" not in (tmp_path / "rows.csv").read_bytes().replace(b"a\r\nb", b"")
 
 
 def test_labels_of_a_stranger_are_no_formulas(checkpoint, folder, capsys):

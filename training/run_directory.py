@@ -116,12 +116,14 @@ def write_json(path: str | Path, content):
 
 def write_csv(path: str | Path, rows: list[dict]):
     """Writes rows with equal keys, whole or absent; numbers with 9 significant digits, which is float32 exactly."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
+    lines = []
+    for row in [dict(zip(rows[0], rows[0])), *rows]:
+        text = io.StringIO()
+        # The writer quotes what its own line end has: of "\n" alone, a carriage return in an id would end a row.
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\r\n")
         writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
-    write_text(path, text.getvalue())
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+    write_text(path, "".join(lines))
 
 
 def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]):
