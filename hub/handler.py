@@ -28,7 +28,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 
-MIN_DURATION_S, MAX_DURATION_S = 0.1, 1800
+MIN_DURATION_S, MAX_DURATION_S = 0.1, 600
 MAX_VALUES = MAX_DURATION_S * 48_000 * 2  # samples times channels that are decoded
 BLOCK_VALUES = 4_000_000
 WHOLE_S, WINDOW_S = 30.0, 10.0  # heard at once at most; windows of longer audio. Whisper says itself what it hears

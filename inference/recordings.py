@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -23,11 +24,33 @@ FFMPEG_SUFFIXES = frozenset(
         *(".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wma", ".wmv"),
     )
 )
+# What ffmpeg may take such a file for: its demuxers of these, and of plain audio under a wrong name. No playlist, which
+# would have it read other files and addresses.
+FFMPEG_FORMATS = "mov,mp4,m4a,3gp,matroska,webm,avi,flv,asf,mpeg,mpegts,aac,ac3,eac3,amr,wav,mp3,ogg,flac,aiff,caf"
 BLOCK_S = 10.0
+BLOCK_VALUES = 4_000_000  # samples times channels of a block: 16 MB
 
 
-def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iterator[np.ndarray]:
-    """Yields a recording as blocks (samples,) of mono float32, of at most some seconds each, never the whole of it.
+def stated_size(path: str | Path) -> tuple[float, int] | None:
+    """Seconds, and samples times channels, that a file holds by its header; `None` if that does not tell, or libsndfile
+    does not know the file. Nothing is decoded."""
+    path = Path(path)
+    if path.suffix.lower() in FFMPEG_SUFFIXES:
+        return None
+    try:
+        header = soundfile.info(path if os.name == "nt" else os.fsencode(path))
+    except (soundfile.LibsndfileError, TypeError):  # `read_blocks` says what is wrong
+        return None
+    if not 0 < header.frames < 2**62:  # a stream, whose end nobody had seen
+        return None
+    return header.frames / header.samplerate, header.frames * header.channels
+
+
+def read_blocks(
+    path: str | Path, *, sampling_rate: int = SAMPLING_RATE, max_values: float = math.inf
+) -> Iterator[np.ndarray]:
+    """Yields a recording as blocks (samples,) of mono float32, of at most some seconds each, never the whole of it,
+    whatever its rate and the number of its channels.
 
     Channels are averaged, other rates resampled with soxr (high quality). The end of a damaged file raises when it is
     reached: what was yielded before is sound.
@@ -35,11 +58,12 @@ def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iter
     Args:
         path: a file that libsndfile reads, or, where the ffmpeg program is installed, video, m4a and the like.
         sampling_rate: of the blocks, in Hz.
+        max_values: samples times channels of the file that are decoded at most.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, no permission, not audio, cut off, no samples, NaN or infinite samples, or ffmpeg is
-            missing where it is needed; the message names the file.
+        ValueError: a folder, no permission, not audio, cut off, no samples, NaN or infinite samples, more than
+            `max_values`, or ffmpeg is missing where it is needed; the message names the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -55,7 +79,7 @@ def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iter
         raise ValueError(f"{path}: is an empty file, of 0 bytes.")
     blocks = _ffmpeg_blocks if path.suffix.lower() in FFMPEG_SUFFIXES else _soundfile_blocks
     is_empty = True
-    for block in blocks(path, sampling_rate):
+    for block in blocks(path, sampling_rate, max_values):
         if not np.isfinite(block).all():
             raise ValueError(f"{path}: holds NaN or infinite samples. Repair it or leave it out.")
         if block.size:
@@ -65,7 +89,7 @@ def read_blocks(path: str | Path, *, sampling_rate: int = SAMPLING_RATE) -> Iter
         raise ValueError(f"{path}: holds no audio samples.")
 
 
-def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
+def _soundfile_blocks(path: Path, sampling_rate: int, max_values: float) -> Iterator[np.ndarray]:
     try:
         # As bytes, since a name may have some that are no UTF-8.
         with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as file:
@@ -73,9 +97,12 @@ def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
             if file.samplerate != sampling_rate:
                 resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
             num_read = 0
+            block_size = max(1, min(round(BLOCK_S * file.samplerate), BLOCK_VALUES // file.channels))
             # Not `file.blocks`, which fills up what a damaged file lacks with whatever it read before.
-            while len(block := file.read(round(BLOCK_S * file.samplerate), dtype="float32", always_2d=True)):
+            while len(block := file.read(block_size, dtype="float32", always_2d=True)):  # (samples, channels)
                 num_read += len(block)
+                if num_read * file.channels > max_values:
+                    raise ValueError(f"{path}: {too_many_values(max_values)}")
                 mono = block.mean(axis=1)
                 yield resampler.resample_chunk(mono) if resampler else mono
             if resampler:
@@ -94,20 +121,35 @@ def _soundfile_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
         raise ValueError(f"{path}: cannot be read as audio ({reason}). Convert it to WAV or FLAC.") from error
 
 
-def _ffmpeg_blocks(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
+def too_many_values(max_values: float) -> str:
+    """What to say of a file with more samples times channels than are decoded."""
+    return (
+        f"holds more than {max_values / 1e6:.0f} million samples in all its channels. Convert it to mono, or to a "
+        "lower sampling rate."
+    )
+
+
+def _ffmpeg_blocks(path: Path, sampling_rate: int, max_values: float) -> Iterator[np.ndarray]:
+    """As mono at the wanted rate, so `max_values` counts samples of that."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         raise ValueError(
             f"{path}: {path.suffix} files are read through the ffmpeg program, which is not installed. Install it, or "
             "convert the file to WAV or FLAC."
         )
+    # Whoever made the file says what is in it: nothing but this file is opened, and as nothing but audio or video.
+    only = ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS]
     # An absolute path is never taken for an option or a protocol.
-    command = [ffmpeg, "-nostdin", "-v", "error", "-i", f"file:{path.resolve()}", "-vn", "-ac", "1"]
+    command = [ffmpeg, "-nostdin", "-v", "error", *only, "-i", f"file:{path.resolve()}", "-vn", "-ac", "1"]
     command += ["-ar", str(sampling_rate), "-f", "f32le", "-"]
+    num_read = 0
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said)
         try:
             while block := process.stdout.read(4 * round(BLOCK_S * sampling_rate)):
+                num_read += len(block) // 4
+                if num_read > max_values:
+                    raise ValueError(f"{path}: {too_many_values(max_values)}")
                 yield np.frombuffer(block[: len(block) // 4 * 4], dtype="<f4")
             if process.wait():
                 said.seek(0)

@@ -11,6 +11,7 @@ Letters: K labels, S segments, C columns of the drawn waveform.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import copy
 import html
@@ -34,20 +35,25 @@ from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
 from lascl.inference import Recogniser, Window, segments, stream
-from lascl.inference.recordings import read_blocks
+from lascl.inference.recordings import read_blocks, stated_size, too_many_values
 from lascl.modeling_lascl import load_text_encoder
 from lascl.space import timeline
 
 
 try:
     import gradio as gr
+    import gradio.processing_utils
     import gradio.route_utils
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 except ModuleNotFoundError:
     raise ModuleNotFoundError('The demo needs Gradio: pip install "lascl[space]".') from None
 
 MAX_DURATION_S = 600
 MIN_DURATION_S = 0.1
 MAX_MB = 50
+MAX_VALUES = MAX_DURATION_S * 96_000 * 2  # samples times channels: of stereo at 96 kHz the whole time
+VISITOR_MB, ALL_MB = 200, 2000  # that wait in this process's folder to be heard, of one address and of all
 MAX_WORDS, MAX_WORD_LENGTH, MAX_TEMPLATE_LENGTH = 20, 60, 120
 WHOLE_S = 10  # as long as the utterances of training: up to here a recording is heard at once, if the model can
 WINDOW_S = 3  # of longer ones; or as long as the model hears, if that is less
@@ -150,13 +156,19 @@ def read_recording(path: Path, sampling_rate: int) -> np.ndarray:
         size_mb = path.stat().st_size / 1e6
         if size_mb > MAX_MB:
             raise Refusal(f"Your recording has {size_mb:.1f} MB; at most {MAX_MB} MB are taken: give a part of it.")
+        too_long = f"Your recording is too long; at most {MAX_DURATION_S // 60} minutes are taken: give a part of it."
+        # A few megabytes of silence can be hours, or hundreds of megabytes a second: the header is asked first.
+        stated_s, stated_values = stated_size(path) or (0, 0)
+        if stated_s > MAX_DURATION_S:
+            raise Refusal(too_long)
+        if stated_values > MAX_VALUES:
+            raise Refusal(f"Your recording {too_many_values(MAX_VALUES)}")
         blocks, num_samples = [], 0
-        for block in read_blocks(path, sampling_rate=sampling_rate):
+        for block in read_blocks(path, sampling_rate=sampling_rate, max_values=MAX_VALUES):
             blocks.append(block)
             num_samples += len(block)
             if num_samples > MAX_DURATION_S * sampling_rate:
-                limit = f"at most {MAX_DURATION_S // 60} minutes are taken"
-                raise Refusal(f"Your recording is too long; {limit}: give a part of it.")
+                raise Refusal(too_long)
     except FileNotFoundError:
         raise Refusal("Your recording is no longer here: choose the file once more.") from None
     except Refusal:
@@ -247,6 +259,70 @@ class OwnUpload(gradio.route_utils.GradioUploadFile):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.sha.update(secrets.token_bytes(16))
+
+
+async def refuse_address(url: str):
+    """In place of Gradio's fetching of addresses that programs name, which knows no limit: files are sent."""
+    raise gr.Error("Send a file: this page fetches nothing from addresses.", print_exception=False)
+
+
+class Quota:
+    """ASGI middleware: an upload is refused while its visitor, or all together, have too much waiting to be heard.
+
+    A visitor is an address. Behind proxies it is what the nearest of them says; whoever makes up another still meets
+    the limit of all.
+
+    Args:
+        app: what is behind.
+        folder: where uploads lie.
+    """
+
+    def __init__(self, app, folder: Path):
+        self.app, self.folder = app, folder
+        self.kept = {}  # visitor -> uploads, of which some may be gone
+        self.coming = collections.Counter()  # visitor -> bytes that are being sent
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith("/upload"):
+            return await self.app(scope, receive, send)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        visitor = headers.get("x-forwarded-for", "").split(",")[-1].strip() or (scope["client"] or ("",))[0]
+        length = headers.get("content-length", "")
+        size = min(int(length), MAX_MB * 1_000_000) if length.isdigit() else MAX_MB * 1_000_000
+        if self.held(visitor) + size > VISITOR_MB * 1e6 or self.held_by_all() + size > ALL_MB * 1e6:
+            said = "Too many recordings wait to be heard here. Try again when the first of them are answered."
+            return await PlainTextResponse(said, status_code=413)(scope, receive, send)
+        body = []
+
+        async def note(message):
+            if message["type"] == "http.response.body":
+                body.append(message.get("body", b""))
+            await send(message)
+
+        self.coming[visitor] += size
+        try:
+            return await self.app(scope, receive, note)
+        finally:
+            self.coming[visitor] -= size
+            self.coming += collections.Counter()  # forgets who sends nothing
+            with contextlib.suppress(ValueError):  # no list: it was refused
+                self.kept.setdefault(visitor, []).extend(Path(path) for path in json.loads(b"".join(body)))
+
+    def held(self, visitor: str) -> int:
+        """Bytes of a visitor; what was deleted is forgotten."""
+        self.kept = {who: there for who, paths in self.kept.items() if (there := [p for p in paths if p.is_file()])}
+        return self.coming[visitor] + sum(map(size_of, self.kept.get(visitor, ())))
+
+    def held_by_all(self) -> int:
+        """Bytes of all, broken uploads included."""
+        return sum(self.coming.values()) + sum(map(size_of, self.folder.rglob("*")))
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:  # gone meanwhile
+        return 0
 
 
 def delete(recording: Path):
@@ -367,12 +443,13 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
         gr.Markdown(about, elem_classes="about")
 
         results, at_once = [result, label, said, figure, table], {"queue": False, "show_progress": "hidden"}
+        listening = {"concurrency_limit": CONCURRENT, "concurrency_id": "listening"}  # pages and programs together
         gr.on(
             [button.click, words.submit, template.submit],
             for_page,
             [audio, words, template],
             results,
-            concurrency_limit=CONCURRENT,
+            **listening,
             api_visibility="private",
         )
         audio.change(keep, audio, None, **at_once, api_visibility="private")
@@ -383,7 +460,7 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
             [audio, words, template],
             gr.JSON(visible=False, label="Answer"),
             api_name="recognise",
-            concurrency_limit=CONCURRENT,
+            **listening,
         )
         page.unload(leave)
     return page
@@ -537,10 +614,13 @@ def main(argv: list[str] | None = None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is deleted at the end is deleted then too
     with tempfile.TemporaryDirectory(prefix="lascl-space-") as folder:
         gradio.route_utils.GradioUploadFile = OwnUpload
+        gradio.processing_utils.async_ssrf_protected_get = refuse_address
         os.environ["GRADIO_TEMP_DIR"] = folder  # before the page is built: its parts note it
         threading.Thread(target=sweep_forever, args=[Path(folder)], daemon=True).start()
         page = build(recogniser, visible_name(name, revision), about_model(name, revision))
-        _, url, _ = launch(page, server_name=args.host, server_port=args.port, prevent_thread_lock=True)
+        where = {"server_name": args.host, "server_port": args.port}
+        quota = {"middleware": [Middleware(Quota, folder=Path(folder))]}
+        _, url, _ = launch(page, **where, app_kwargs=quota, prevent_thread_lock=True)
         print(f"Listening at {url}", flush=True)
         page.block_thread()
 

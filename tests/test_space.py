@@ -1,16 +1,20 @@
 """The demo Space: its answers, what it refuses, what it keeps and tells of visitors, and the page in a browser."""
 
+import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +23,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import LABELS, RATE, recording
+from conftest import LABELS, RATE, flac_that_states, recording
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification
@@ -278,6 +282,49 @@ def test_limits_of_length_and_size(recogniser, clips, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "rate, channels, seconds, message",
+    [
+        (655_350, 8, 601, "Your recording is too long; at most 10 minutes are taken: give a part of it."),
+        (8000, 1, 36_000, "Your recording is too long; at most 10 minutes are taken: give a part of it."),
+        (655_350, 8, 60, "Your recording holds more than 115 million samples in all its channels. Convert it to mono"),
+    ],
+)
+def test_a_header_is_asked_before_anything_is_decoded(
+    recogniser, tmp_path, monkeypatch, rate, channels, seconds, message
+):
+    path = flac_that_states(tmp_path / "a.flac", rate, channels, seconds)
+    decoded, read = [], soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **how: decoded.append(1) or read(*args, **how))
+    said = refusal_of(recogniser, path)
+    assert decoded == [] and said.startswith(message) and str(tmp_path) not in said
+
+
+def refusal_of(recogniser, path: Path) -> str:
+    """What a visitor is told; it must be a visitor's fault."""
+    try:
+        app.answer(recogniser, path)
+    except Exception as error:
+        assert isinstance(error, app.Refusal), f"{type(error).__name__} is no fault of the visitor's"
+        return str(error)
+    return "no refusal"
+
+
+def test_a_raw_file_is_a_visitors_fault(recogniser, tmp_path):
+    (tmp_path / "visitor's own.raw").write_bytes(bytes(32_000))
+    said = refusal_of(recogniser, tmp_path / "visitor's own.raw")
+    assert said.startswith("Your recording is taken for headerless audio by its ending, .raw"), said
+    assert "Convert it to WAV or FLAC" in said and "/" not in said and "visitor" not in said
+
+
+def test_pages_and_programs_share_one_limit(recogniser):
+    page = app.build(recogniser)
+    listening = [fn for fn in page.fns.values() if fn.fn is not None and fn.fn.__name__.startswith("for_p")]
+    assert len(listening) >= 2
+    assert {fn.concurrency_id for fn in listening} == {"listening"}
+    assert {fn.concurrency_limit for fn in listening} == {app.CONCURRENT}
+
+
+@pytest.mark.parametrize(
     "words, template, message",
     [
         ("joyful", "", "at least two words"),
@@ -512,6 +559,95 @@ def test_no_path_is_told_by_any_page_or_error(server, checkpoints, clips):
         assert too_large.status_code == 413
     assert recordings_in(server) == []
     assert "not.wav" not in server.errors.read_text()
+
+
+def test_nothing_is_fetched_from_an_address(server):
+    fetched = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self):
+            fetched.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+    elsewhere = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{elsewhere.server_address[1]}/voice.wav"
+    named = {"path": address, "meta": {"_type": "gradio.FileData"}}
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        # An address in the place of a file, and of words; of the internet, which no filter of private ones holds back.
+        public = {**named, "path": "https://192.0.2.1/voice.wav"}
+        for data in ([named, "", ""], [public, "", ""], [{**named, "url": address}, "", ""], [None, named, ""]):
+            event = client.post("/gradio_api/call/recognise", json={"data": data}).json()["event_id"]
+            said = client.get(f"/gradio_api/call/recognise/{event}").text
+            assert "event: error" in said and "Send a file: this page fetches nothing from addresses." in said, said
+    elsewhere.shutdown()
+    assert fetched == []
+
+
+def test_uploads_of_a_visitor_have_a_quota(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: 49900000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+
+        def upload() -> httpx.Response:
+            return client.post("/gradio_api/upload", files={"files": ("voice.wav", bytes(600_000))})
+
+        def hears(status: int) -> bool:
+            answer = upload()
+            for path in answer.json() if answer.status_code == 200 else ():
+                Path(path).unlink()
+            return answer.status_code == status
+
+        assert hears(200)
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):  # nearly as much as is taken of one visitor, begun at once
+                stack.enter_context(socket.create_connection((host, int(port)))).sendall(head.encode())
+            eventually(lambda: hears(413))
+            assert "Too many recordings wait to be heard here" in upload().text
+        eventually(lambda: hears(200))  # they were broken off
+    for path in recordings_in(server):
+        path.unlink()
+
+
+def test_what_waits_counts_until_it_is_deleted(tmp_path, monkeypatch):
+    assert hasattr(app, "Quota")
+    monkeypatch.setattr(app, "VISITOR_MB", 0.01)
+    monkeypatch.setattr(app, "ALL_MB", 0.02)
+
+    stored = []
+
+    async def keep(scope, receive, send):
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        path = tmp_path / f"{len(stored)}"
+        path.write_bytes(body)
+        stored.append(path)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps([str(path)]).encode()})
+
+    quota = app.Quota(keep, tmp_path)
+
+    async def visit():
+        transport = httpx.ASGITransport(quota)
+        async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
+
+            async def upload(size: int, visitor: str) -> int:
+                headers = {"x-forwarded-for": f"made-up, {visitor}"}
+                return (await client.post("/gradio_api/upload", content=bytes(size), headers=headers)).status_code
+
+            told = [await upload(6000, "a"), await upload(6000, "a"), await upload(6000, "b"), await upload(3000, "a")]
+            stored[0].unlink()  # heard
+            told += [await upload(4000, "a"), await upload(9000, "c"), await upload(3000, "c")]
+            return told
+
+    # The second and the one of 9000 are too much: of one visitor, of all.
+    assert asyncio.run(visit()) == [200, 413, 200, 200, 200, 413, 200]
 
 
 # ---------------------------------------------------------------------------------------------------------- a browser

@@ -1,5 +1,6 @@
 """Windows and segments against slow loops; recordings of every kind, block by block."""
 
+import os
 import shutil
 import subprocess
 
@@ -256,6 +257,60 @@ def test_what_came_before_the_damage_is_sound(tmp_path, small_blocks):
             heard.append(block)
     heard = np.concatenate(heard)
     assert 0.4 * RATE < len(heard) <= 0.5 * RATE and heard.tolist() == samples[: len(heard)].tolist()
+
+
+@pytest.mark.parametrize("rate, channels", [(655_350, 8), (655_350, 1), (8000, 300)])
+def test_a_block_is_bounded_in_samples_times_channels(tmp_path, monkeypatch, rate, channels):
+    soundfile.write(tmp_path / "a.wav", np.full((rate // 100, channels), 0.5, np.float32), rate, subtype="FLOAT")
+    read, asked = soundfile.SoundFile.read, []
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda file, frames, **how: asked.append(frames) or read(file, frames, **how)
+    )
+    samples = np.concatenate(list(read_blocks(tmp_path / "a.wav")))
+    assert asked and max(asked) * channels <= 4_000_000
+    assert len(samples) == pytest.approx(RATE / 100, abs=1) and samples[len(samples) // 2] == pytest.approx(
+        0.5, abs=1e-3
+    )
+
+
+def test_no_more_is_decoded_than_is_wanted(tmp_path, small_blocks):
+    """Whatever a header says: of a FLAC that was streamed it says nothing."""
+    soundfile.write(tmp_path / "a.flac", np.zeros((RATE, 2)), RATE)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # with the four bytes that follow, the number of samples: not known
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    assert recordings_module.stated_size(tmp_path / "a.flac") is None
+    blocks = read_blocks(tmp_path / "a.flac", max_values=RATE)
+    assert sum(map(len, (next(blocks) for _ in range(5)))) == RATE // 2
+    with pytest.raises(ValueError, match="a.flac: holds more than 0 million samples in all its channels"):
+        next(blocks)
+
+
+def test_ffmpeg_is_told_to_open_this_file_alone_and_as_audio_or_video_alone(tmp_path, monkeypatch):
+    (tmp_path / "ffmpeg").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/argv\nhead -c 4000 /dev/zero\n')
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "a.mp4").write_bytes(b"a video")
+    assert sum(map(len, read_blocks(tmp_path / "a.mp4"))) == 1000
+    told = (tmp_path / "argv").read_text().split("\n")
+    before = told[: told.index("-i")]  # options of what is read stand before it
+    assert "-protocol_whitelist" in before and before[before.index("-protocol_whitelist") + 1] == "file"
+    assert "-format_whitelist" in before
+    formats = before[before.index("-format_whitelist") + 1].split(",")
+    assert {"mov", "matroska", "avi"} <= set(formats)
+    assert not {"hls", "concat", "dash", "sdp", "rtsp", "lavfi", "image2", "tty", "applehttp"} & set(formats)
+
+
+def test_a_playlist_that_calls_itself_a_video_opens_no_other_file(tmp_path):
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs the ffmpeg program")
+    soundfile.write(tmp_path / "another-visitors.wav", recording(0, 0.5), RATE)
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nanother-visitors.wav\n#EXT-X-ENDLIST\n"
+    for text in ("ffconcat version 1.0\nfile another-visitors.wav\n", playlist):
+        (tmp_path / "a.mp4").write_text(text)
+        with pytest.raises(ValueError, match="a.mp4: ffmpeg cannot read it"):
+            list(read_blocks(tmp_path / "a.mp4"))
 
 
 def test_m4a_through_ffmpeg(tmp_path, small_blocks):
