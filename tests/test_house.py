@@ -159,6 +159,17 @@ def test_tests_run_on_the_instructions_and_the_threads_asked_for():
     assert asked is None or torch.backends.cpu.get_cpu_capability().lower() == asked
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.stem)
+def test_no_assertion_compares_less_than_it_seems_to(path):
+    """`a != b != c` never compares a with c, and nothing differs from itself."""
+    asserted = [node.test for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Assert)]
+    for test in (node for whole in asserted for node in ast.walk(whole) if isinstance(node, ast.Compare)):
+        sides = [ast.unparse(side) for side in (test.left, *test.comparators)]
+        calls = any(isinstance(node, ast.Call) for node in ast.walk(test))  # the same call again may answer otherwise
+        assert sum(isinstance(operator, ast.NotEq) for operator in test.ops) < 2, ast.unparse(test)
+        assert calls or len(set(sides)) == len(sides), ast.unparse(test)
+
+
 def test_importing_the_package_costs_nothing():
     code = "import sys, lascl; print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
