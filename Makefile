@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check every-cpu proofs lint readme clean
+.PHONY: demo test versions oldest newest check every-cpu proofs lint readme clean
 
 # Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
 demo: .venv/installed
@@ -25,6 +25,14 @@ every-cpu: .venv/installed
 # Kills the demo again and again; about half an hour.
 proofs: .venv/installed
 	$(BIN)/python -m pytest -m proof -n 0
+
+# Checkpoints on five versions of transformers, fast tests on the oldest and the newest that the package supports.
+versions: .venv/installed
+	$(BIN)/python tests/versions.py
+
+# The whole suite on the oldest or newest versions; the last line goes to results/.
+oldest newest: .venv/installed
+	$(BIN)/python tests/versions.py --suite $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -23,7 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx2
 import yaml
 from huggingface_hub import (
     CommitOperationAdd,
@@ -54,8 +53,11 @@ from lascl.training.recipe import HUB_MAIN, check_repo_id
 from lascl.training.run_directory import write_text
 
 
+# The HTTP client that huggingface_hub uses, whose errors come through: httpx, and httpx2 from its version 2 on, with
+# the same names. Its own error tells which one it is.
+httpx = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
 # huggingface_hub's own clients wait for ever. It repeats most requests by itself, five times within half a minute.
-TIME_OUT = httpx2.Timeout(60, connect=10)  # seconds without a byte
+TIME_OUT = httpx.Timeout(60, connect=10)  # seconds without a byte
 PATIENCE_S = 300  # from the first failure of a branch on: so long is it tried again
 FIRST_WAIT_S, LONGEST_WAIT_S = 2, 60
 PASSING = (408, 409, 412, 429)  # and all from 500 on: the same request may succeed later
@@ -63,7 +65,7 @@ PASSING = (408, 409, 412, 429)  # and all from 500 on: the same request may succ
 
 # What an Inference Endpoint runs, and installs for it beside the torch that it has.
 HANDLER = Path(__file__).with_name("handler.py")
-HANDLER_REQUIREMENTS = ("transformers>=5.20,<6", "soundfile>=0.12", "soxr>=0.5")
+HANDLER_REQUIREMENTS = ("transformers>=4.57,<6", "soundfile>=0.12", "soxr>=0.5")
 
 # Beside the folds' folders in a run: the training on everything.
 FULL_DATA = "full-data"
@@ -407,7 +409,7 @@ def _upload_patiently(api: HfApi, repo_id: str, branch: str, folder: Path, priva
             return _upload(api, repo_id, branch, folder, private, **options)
         except NotOurs:
             raise
-        except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
             if not _may_pass(error):
                 raise PublishingError(_reason(error)) from None
             give_up_at = give_up_at or time.monotonic() + PATIENCE_S
@@ -597,7 +599,7 @@ def _may_pass(error: BaseException) -> bool:
         return root.response.status_code in PASSING or root.response.status_code >= 500
     # A web page instead of JSON is how a gateway says that the Hub is away. RuntimeError: a client that another thread
     # closed, or a commit that is not what was sent.
-    return isinstance(root, (httpx2.TransportError, json.JSONDecodeError, RuntimeError))
+    return isinstance(root, (httpx.TransportError, json.JSONDecodeError, RuntimeError))
 
 
 def _retry_after_s(error: BaseException) -> float | None:
@@ -614,9 +616,9 @@ def _reason(error: BaseException) -> str:
         if root.response.status_code in (401, 403, 404):
             return f"{said}: log in with `hf auth login`, or set HF_TOKEN, with a token that may write there."
         return f"{said} ({_one_line(root.server_message or 'without a word')})."
-    if isinstance(root, httpx2.TimeoutException):
+    if isinstance(root, httpx.TimeoutException):
         return "the Hub does not answer (time-out)."
-    if isinstance(root, httpx2.TransportError):
+    if isinstance(root, httpx.TransportError):
         return f"the connection to the Hub failed ({_one_line(root)})."
     if isinstance(root, json.JSONDecodeError):
         return "the Hub is away (its answer is not JSON)."

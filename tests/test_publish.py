@@ -16,7 +16,6 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx2
 import huggingface_hub
 import pytest
 import yaml
@@ -87,7 +86,7 @@ def connected(hub: LoopbackHub):
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=sleep))
         patch.setattr(publishing, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now))
-        patch.setattr(publishing, "TIME_OUT", httpx2.Timeout(0.3))
+        patch.setattr(publishing, "TIME_OUT", publishing.httpx.Timeout(0.3))
         patch.setattr(publishing, "PATIENCE_S", 10)
         try:
             yield clock

@@ -1,17 +1,22 @@
 """What holds the promise that a checkpoint loads wherever transformers is installed, without installing any other."""
 
 import ast
+import configparser
 import re
 import sys
+from importlib.metadata import metadata
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import transformers
+from huggingface_hub.errors import HfHubHTTPError
+from packaging.specifiers import SpecifierSet
 from transformers import AutoConfig
 
 from lascl import LaSCLConfig
 from lascl import configuration_lascl as configuration
+from lascl.hub import publish
 
 
 ROOT = Path(configuration.__file__).parent
@@ -83,3 +88,53 @@ def test_configurations_differ_by_fields_of_lascls_own():
 def test_an_encoder_configuration_of_another_kind_is_refused_by_field_and_kind(given):
     with pytest.raises(TypeError, match="audio_config must be a dict or a configuration.*; found"):
         LaSCLConfig(audio_config=given)
+
+
+def options() -> configparser.SectionProxy:
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    return setup["options"]
+
+
+def tried() -> dict:
+    """The names and values that stand in the matrix, which is no module of the package."""
+    script = ROOT / "tests" / "versions.py"
+    assert script.is_file(), "no matrix"
+    found = {}
+    for node in ast.parse(script.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "SETS":
+            found["SETS"] = ast.literal_eval(node.value)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+            found |= zip((name.id for name in node.targets[0].elts), ast.literal_eval(node.value))
+    return found
+
+
+def test_the_lower_bounds_are_the_versions_that_the_matrix_tries():
+    oldest = {"transformers": tried()["OLDEST"], **tried()["SETS"][tried()["OLDEST"]]}
+    for package in ("transformers", "huggingface-hub", "datasets", "accelerate"):
+        bound = re.search(rf"^{package}>=([\d.]+)", options()["install_requires"], re.M)[1]
+        assert f"{oldest[package.replace('-', '_')]}.".startswith(f"{bound}."), package
+
+
+def test_five_versions_of_transformers_are_tried_from_the_oldest_that_checkpoints_load_on():
+    names = list(tried()["SETS"])
+    assert len(names) == 5 and names[0].startswith(f"{getattr(configuration, 'OLDEST_TRANSFORMERS', '')}.")
+    assert {tried()["OLDEST"], tried()["NEWEST"]} <= set(names)
+    assert "make versions" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_python_that_is_asked_for_takes_every_pinned_package():
+    lowest = re.fullmatch(r">=(3\.\d+)", options()["python_requires"])[1]
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    wanted = {}
+    for package in ("numpy", "scipy", "transformers", "torch", "datasets", "accelerate"):
+        assert package in pinned
+        wanted[package] = metadata(package)["Requires-Python"]
+    assert {p: w for p, w in wanted.items() if not SpecifierSet(w).contains(f"{lowest}.9")} == {}
+
+
+def test_publishing_knows_the_errors_of_the_client_that_huggingface_hub_uses():
+    """httpx, and httpx2 from version 2 on; both may be installed."""
+    client = getattr(publish, "httpx", None)
+    assert client is not None and issubclass(HfHubHTTPError, client.HTTPError)
+    assert not re.search(r"^\s*httpx", options()["install_requires"], re.M)
