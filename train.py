@@ -142,7 +142,7 @@ def memory_advice(args: LaSCLTrainingArguments) -> str:
     found = f"out of memory with {at_once} utterances x {views} view{'s' if views > 1 else ''} at once."
     kept = "What is finished is kept."
     if at_once == 1:
-        return f"{found} Add --activation_checkpointing true, --bf16 true or a smaller --max_duration_s. {kept}"
+        return f"{found} Add --gradient_checkpointing true, --bf16 true or a smaller --max_duration_s. {kept}"
     return f"{found} Add --contrastive_chunk_size {at_once // 2}: the gradients stay those of the whole batch. {kept}"
 
 

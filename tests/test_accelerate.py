@@ -218,7 +218,7 @@ def test_chunks_are_refused_however_sharding_was_asked_for(tmp_path, monkeypatch
     """A configuration of accelerate's says so in the environment alone."""
     monkeypatch.setenv(told_by, "true")
     LaSCLTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match="one backward pass a step. Use activation_checkpointing there."):
+    with pytest.raises(ValueError, match="one backward pass a step. Use gradient_checkpointing there."):
         LaSCLTrainingArguments(str(tmp_path), use_cpu=True, contrastive_chunk_size=2)
 
 

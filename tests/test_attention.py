@@ -165,7 +165,7 @@ def test_checkpointed_layers_around_it_change_nothing():
     _, ours = stock_and_ours(dropout=0.1, dtype=torch.float64)
     inputs = waveforms(padded=True, dtype=torch.float64)
     expected = run(ours, inputs)
-    ours.activation_checkpointing_enable()
+    ours.gradient_checkpointing_enable()
     assert_same(run(ours, inputs), expected, 1e-12)
 
 

@@ -49,8 +49,8 @@ TWENTY_STEPS = {
 ALIKE = {
     "32 at once": {},
     "chunks of 8": {"contrastive_chunk_size": 8},
-    "checkpointed": {"activation_checkpointing": True},
-    "checkpointed chunks of 8": {"contrastive_chunk_size": 8, "activation_checkpointing": True},
+    "checkpointed": {"gradient_checkpointing": True},
+    "checkpointed chunks of 8": {"contrastive_chunk_size": 8, "gradient_checkpointing": True},
 }
 
 

@@ -94,7 +94,8 @@ def test_a_first_checkpoint_is_written_again_with_the_fields_it_had(family, stor
     for name in set(config) - {"architectures", "dtype", "transformers_version", "audio_config", "text_config"}:
         assert written[name] == config[name], name
     for encoder in ("audio_config", "text_config"):
-        assert written[encoder].items() >= config[encoder].items()
+        # The type implies the default of every version; others of them write it nonetheless.
+        assert {name: written[encoder].get(name, value) for name, value in config[encoder].items()} == config[encoder]
     assert LaSCLConfig.from_dict(written) == LaSCLConfig.from_dict(copy.deepcopy(config))
 
 

@@ -133,7 +133,7 @@ def test_with_chance_it_equals_the_same_chunks_with_all_graphs_kept(family, chec
     plain, cached = (build(encoder, text_encoder, torch.float32) for _ in range(2))
     inputs = batch(plain, torch.float32)
     if checkpointing:
-        cached.activation_checkpointing_enable()
+        cached.gradient_checkpointing_enable()
 
     def seeded(seed=5):
         torch.manual_seed(seed)

@@ -110,7 +110,7 @@ def test_training_moves_adapters_projections_and_classifier_alone(build, tmp_pat
         num_views=1,
         max_steps=3,
         warmup_steps=0,
-        activation_checkpointing=recompute,
+        gradient_checkpointing=recompute,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,

@@ -69,7 +69,7 @@ def test_where_one_utterance_does_not_fit_other_options_are_named(command, small
     small_gpu(most_rows=1)
     error = stopped([*command, "--contrastive_chunk_size", "1", "--output_dir", str(tmp_path)], capsys)
     assert error == (
-        "train.py: out of memory with 1 utterances x 2 views at once. Add --activation_checkpointing true, --bf16 true "
+        "train.py: out of memory with 1 utterances x 2 views at once. Add --gradient_checkpointing true, --bf16 true "
         "or a smaller --max_duration_s. What is finished is kept.\n"
     )
 

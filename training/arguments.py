@@ -117,14 +117,16 @@ class LaSCLTrainingArguments(TrainingArguments):
             if self.deepspeed_plugin or self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
                 raise ValueError(
                     "contrastive_chunk_size works in one process or under DDP; DeepSpeed and FSDP expect one backward "
-                    "pass a step. Use activation_checkpointing there."
+                    "pass a step. Use gradient_checkpointing there."
                 )
         if self.augmentation_period is not None and self.augmentation_period < 1:
             raise ValueError(f"augmentation_period must be at least 1; found {self.augmentation_period}.")
-        if self.train_sampling_strategy != "random":
+        # Before transformers 5.2 the one strategy beside `random` was a flag of its own.
+        older = "group_by_length" if getattr(self, "group_by_length", False) else "random"
+        strategy = getattr(self, "train_sampling_strategy", older)
+        if strategy != "random":
             raise ValueError(
-                f"train_sampling_strategy {self.train_sampling_strategy!r} is not used; set bucket_by_length or "
-                "utterances_per_class."
+                f"train_sampling_strategy {strategy!r} is not used; set bucket_by_length or utterances_per_class."
             )
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is not part of the joint loss; leave it at 0.")

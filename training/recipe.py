@@ -110,7 +110,7 @@ FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "standard
 # Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
 # processes does): a run may be continued with other values.
 NOT_IDENTITY = {
-    "activation_checkpointing",
+    *("gradient_checkpointing", "activation_checkpointing"),  # its name in newer versions of transformers
     "contrastive_chunk_size",
     "data_dir",
     "dataloader_num_workers",
