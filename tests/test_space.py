@@ -603,9 +603,13 @@ def test_uploads_of_a_visitor_have_a_quota(server):
 
         assert hears(200)
         with contextlib.ExitStack() as stack:
-            for _ in range(4):  # nearly as much as is taken of one visitor, begun at once
+
+            def hears_no_more() -> bool:
+                """Begins one more upload. Of four is nearly as much as is taken of one visitor."""
                 stack.enter_context(socket.create_connection((host, int(port)))).sendall(head.encode())
-            eventually(lambda: hears(413))
+                return hears(413)
+
+            eventually(hears_no_more)
             assert "Too many recordings wait to be heard here" in upload().text
         eventually(lambda: hears(200))  # they were broken off
     for path in recordings_in(server):
