@@ -21,6 +21,7 @@ from test_remote_code import STRANGER
 from transformers import AutoModel, AutoTokenizer, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification
+from lascl.configuration_lascl import OLDEST_TRANSFORMERS
 from lascl.hub.publish import HANDLER, HANDLER_REQUIREMENTS
 from lascl.inference import Recogniser
 from lascl.inference.recordings import FFMPEG_FORMATS
@@ -237,11 +238,12 @@ def test_a_classifier_keeps_its_labels(repositories, tmp_path):
         asked({"inputs": content, "parameters": {"labels": WORDS}})
 
 
-def test_requirements_are_those_of_the_package():
+def test_requirements_are_those_of_the_package_and_of_the_code_that_travels():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     of_package = setup["options"]["install_requires"].split()
-    assert set(HANDLER_REQUIREMENTS) <= set(of_package)
+    assert HANDLER_REQUIREMENTS[0] == f"transformers>={OLDEST_TRANSFORMERS},<6"
+    assert set(HANDLER_REQUIREMENTS[1:]) <= set(of_package)
     serving = (ROOT / "examples" / "serve" / "requirements.txt").read_text().split()
     assert set(HANDLER_REQUIREMENTS) <= set(serving)
     assert serving[0] in (ROOT / "constraints.txt").read_text().split()
