@@ -9,6 +9,7 @@ widths of the audio and the text encoder, M embeddings that a contrastive loss c
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from dataclasses import dataclass
@@ -211,14 +212,24 @@ def joint_loss(
 
 
 def unit_length(x: torch.Tensor) -> torch.Tensor:
-    """Rows of `x` (..., D) scaled to length 1. A zero row stays zero with a finite gradient: the norm is masked, not
-    epsilon-ed, because an epsilon would give such a row a gradient of its reciprocal."""
+    """Rows of `x` (..., D) scaled to length 1, in float32 (float64 for float64 input). A zero row stays zero with a
+    finite gradient: the norm is masked, not epsilon-ed, because an epsilon would give such a row a gradient of its
+    reciprocal."""
+    x = _full_precision(x)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 def _full_precision(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """Where matrix products keep the precision of what they are given. Nothing is switched where autocast is off
+    already: `torch.export` would write the switch into its graph."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _log_one_plus_sum_exp(x: torch.Tensor) -> torch.Tensor:
@@ -230,19 +241,20 @@ def _log_one_plus_sum_exp(x: torch.Tensor) -> torch.Tensor:
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `x` (B, T, C) over the positions where `mask` (B, T) is true; 0 for a row without any."""
-    weights = mask.to(x.dtype)[..., None]
-    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    """Mean of `x` (B, T, C) over the positions where `mask` (B, T) is true; 0 for a row without any. Summed and divided
+    in float32 (float64 for float64 input): in float16, 499 frames of 200 are infinite, in bfloat16 499 frames 500."""
+    weights, precision = mask.to(x.dtype)[..., None], torch.promote_types(x.dtype, torch.float32)
+    return (x * weights).sum(dim=1, dtype=precision) / weights.sum(dim=1, dtype=precision).clamp(min=1)
 
 
 def masked_max(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Maximum of `x` (B, T, C) over the positions where `mask` (B, T) is true."""
-    return x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min).amax(dim=1)
+    """Maximum of `x` (B, T, C) over the positions where `mask` (B, T) is true, as float32 (float64 of float64)."""
+    return _full_precision(x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min).amax(dim=1))
 
 
 class LaSCLProjection(nn.Module):
-    """Two linear layers with GELU in between (eq. 3): (B, input_dim) to (B, D). Paper unclear: the width in between;
-    we take D."""
+    """Two linear layers with GELU in between (eq. 3): (B, input_dim) to (B, D), in the precision of their weights.
+    Paper unclear: the width in between; we take D."""
 
     def __init__(self, input_dim: int, projection_dim: int):
         super().__init__()
@@ -250,12 +262,15 @@ class LaSCLProjection(nn.Module):
         self.output = nn.Linear(projection_dim, projection_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.hidden.weight.is_floating_point():  # quantised weights take what they are given
+            x = x.to(self.hidden.weight.dtype)
         return self.output(F.gelu(self.hidden(x)))
 
 
 @dataclass
 class LaSCLOutput(ModelOutput):
-    """What both models return; `None` where a model or a call does not compute it.
+    """What both models return; `None` where a model or a call does not compute it. Everything is float32, also with
+    weights in half precision and under autocast (float64 with weights in float64).
 
     Args:
         loss: 0-dim, given `labels`: eq. 9 on the local batch.
@@ -447,7 +462,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         if sum(given is not None for given in (input_values, input_features, pooled_audio)) != 1:
             raise ValueError("Give exactly one of input_values, input_features and pooled_audio.")
         if pooled_audio is not None:
-            return pooled_audio
+            return _full_precision(pooled_audio)
         inputs = input_values if input_features is None else input_features
         numbers, weighted = self.config.audio_layer_numbers, self.layer_weights is not None
         hidden, mask = encode_audio(self.audio_encoder, inputs, attention_mask, all_layers=weighted or bool(numbers))
@@ -475,11 +490,11 @@ class LaSCLModel(LaSCLPreTrainedModel):
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, D) unit-length audio embeddings; arguments and errors as in `forward`, but labels are not needed."""
+        """(B, D) unit-length audio embeddings, float32; arguments and errors as in `forward`, without need of labels."""
         return unit_length(self.audio_projection(self._pool_audio(input_values, input_features, attention_mask)))
 
     def get_label_embeddings(self) -> torch.Tensor:
-        """(K, D) unit-length embeddings of `config.labels`, in their order.
+        """(K, D) unit-length embeddings of `config.labels`, in their order, float32.
 
         Outside training each label is projected alone, so that its embedding does not depend on the other labels or on
         their order: a kernel that is given K rows may sum each of them in another order. In training they are projected
@@ -496,12 +511,10 @@ class LaSCLModel(LaSCLPreTrainedModel):
                 "This model has no label embeddings yet. Call model.set_labels([...]), or build it with "
                 "LaSCLForAudioClassification.from_encoders."
             )
-        # DeepSpeed turns parameters into half precision, and leaves buffers as they are.
-        features = self.label_features.to(self.text_projection.hidden.weight.dtype)  # (K, d_t)
         if self.training:
-            return unit_length(self.text_projection(features))
+            return unit_length(self.text_projection(self.label_features))
         # Copies: where a row lies in memory may change the order of its sums, too.
-        return torch.cat([unit_length(self.text_projection(row.clone())) for row in features.split(1)])
+        return torch.cat([unit_length(self.text_projection(row.clone())) for row in self.label_features.split(1)])
 
     def set_labels(self, labels: list[str], template: str | None = None):
         """Makes the model answer these label words, whatever it was trained on.
@@ -654,7 +667,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         embedded = self.lascl(input_values, input_features, attention_mask, pooled_audio)
         class_logits = None
         if self.config.classifier_labels is None:
-            class_logits = self.classifier(embedded.pooled_audio)
+            class_logits = self._classify(embedded.pooled_audio)
         elif labels is not None or self.config.prediction_head == "classifier":
             raise ValueError(
                 f"The classifier was trained on {self.config.classifier_labels}, but the labels are now "
@@ -662,7 +675,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             )
         logits = class_logits
         if self.config.prediction_head == "label":
-            logits = embedded.audio_embeds @ embedded.label_embeds.T / self.config.contrastive_temperature
+            with _without_autocast(embedded.audio_embeds.device.type):
+                logits = embedded.audio_embeds @ embedded.label_embeds.T / self.config.contrastive_temperature
         loss, terms = None, None
         if labels is not None:
             loss, terms = joint_loss(
@@ -686,6 +700,15 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             pooled_audio=embedded.pooled_audio,
             terms=terms,
         )
+
+    def _classify(self, pooled_audio: torch.Tensor) -> torch.Tensor:
+        """(B, K) of the classifier, in float32 also where its weights are in half precision: a logit near 14 has steps
+        of 0.06 in bfloat16, which would decide between close classes."""
+        linear = self.classifier
+        with _without_autocast(pooled_audio.device.type):
+            if linear.weight.dtype in (torch.float16, torch.bfloat16):
+                return F.linear(pooled_audio, linear.weight.float(), linear.bias.float())
+            return linear(pooled_audio)
 
     def get_audio_embeddings(self, *args, **kwargs) -> torch.Tensor:
         """See `LaSCLModel.get_audio_embeddings`."""

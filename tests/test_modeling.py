@@ -1,5 +1,6 @@
 """The two models: their outputs, heads, label words, and what saving and loading keep."""
 
+import contextlib
 import inspect
 import logging
 import math
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification, LaSCLModel, joint_loss, modeling_lascl
+from lascl.modeling_lascl import masked_max, masked_mean, unit_length
 
 
 FAMILIES = list(AUDIO_ENCODERS)
@@ -672,12 +674,91 @@ def test_under_bfloat16_autocast_the_loss_is_float32_and_near_that_without(
     expected = model(**inputs).loss.item()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(**inputs)
-    assert out.class_logits.dtype == torch.bfloat16  # autocast is on
     assert out.loss.dtype == torch.float32
+    assert out.loss.item() != expected  # autocast is on
     assert out.loss.item() == pytest.approx(expected, rel=0.05)
     out.loss.backward()
     gradients = [value.grad for value in model.parameters() if value.grad is not None]
     assert len(gradients) > 20 and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_frames_in_half_precision_are_pooled_in_float32(dtype):
+    """In float16 their sum is beyond the largest number, in bfloat16 their count is 500."""
+    frames, mask = torch.full((2, 499, 3), 200.0, dtype=dtype), torch.ones(2, 499, dtype=torch.bool)
+    mask[1, 300:] = False
+    for pool in (masked_mean, masked_max):
+        assert pool(frames, mask).tolist() == [[200.0] * 3] * 2
+        assert pool(frames, mask).dtype == torch.float32
+    frames = torch.randn(2, 499, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.stack([row[told].double().mean(dim=0) for row, told in zip(frames, mask)])
+    torch.testing.assert_close(masked_mean(frames, mask).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_pooling_and_projection_of_float32_are_as_they_were_to_the_bit():
+    x, mask = torch.randn(3, 77, 5, generator=torch.Generator().manual_seed(0)), torch.arange(77) < 70
+    weights = mask.expand(3, 77).float()[..., None]
+    assert torch.equal(masked_mean(x, mask.expand(3, 77)), (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
+    assert torch.equal(masked_max(x, mask.expand(3, 77)), x[:, :70].amax(dim=1))
+    assert torch.equal(unit_length(x), x / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+    assert {pool(x.double(), mask.expand(3, 77)).dtype for pool in (masked_mean, masked_max)} == {torch.float64}
+
+
+@pytest.fixture(params=["bfloat16 weights", "float16 weights", "bfloat16 autocast"])
+def in_half_precision(request, audio_encoders, text_encoder):
+    """A model in half precision, and a function that asks it about some pooled audio; and those, (64, 16)."""
+    model = build(audio_encoders["wav2vec2-layer"], text_encoder, labels=["calm", "cold", "cool", "tense", "tired"])
+    pooled = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.classifier.weight.mul_(30)  # as sharp as after training
+    if "autocast" in request.param:
+        context = torch.autocast("cpu", dtype=torch.bfloat16)
+    else:
+        model, context = model.to(getattr(torch, request.param.split()[0])), contextlib.nullcontext()
+
+    def ask():
+        with torch.no_grad(), context:
+            return model(pooled_audio=pooled.to(model.dtype)), model.get_label_embeddings()
+
+    return model, ask, pooled.to(model.dtype)
+
+
+def test_half_precision_scores_in_float32(in_half_precision):
+    """bfloat16 has steps of 0.06 near 14 = 1 / tau, float16 of 0.008: that would decide between close labels."""
+    model, ask, pooled = in_half_precision
+    out, label_embeds = ask()
+    assert {value.dtype for value in (*out.values(), label_embeds)} == {torch.float32}
+    for embeds in (out.audio_embeds, label_embeds):
+        torch.testing.assert_close(embeds.double().norm(dim=-1), torch.ones(len(embeds)).double(), rtol=0, atol=1e-6)
+    similarity = out.audio_embeds.double() @ label_embeds.double().T / model.config.contrastive_temperature
+    torch.testing.assert_close(out.logits.double(), similarity, rtol=0, atol=1e-4)
+    assert torch.equal(out.logits.argmax(dim=-1), similarity.argmax(dim=-1))
+    by_classifier = pooled.double() @ model.classifier.weight.double().T + model.classifier.bias.double()
+    assert by_classifier.abs().max() > 30
+    torch.testing.assert_close(out.class_logits.double(), by_classifier, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2-layer", "whisper"])
+@pytest.mark.parametrize("fields", [{}, {"audio_layers": "1,2", "standardise_audio": True}, {"audio_pooling": "max"}])
+def test_a_model_in_bfloat16_answers_in_float32_near_what_it_does_in_float32(
+    family, fields, audio_encoders, text_encoder
+):
+    model = build(audio_encoders[family], text_encoder, **fields)
+    inputs = speech(family)
+    expected = outputs(model, **inputs)
+    halved = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
+    found = outputs(model.bfloat16(), **halved)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert model.get_audio_embeddings(**halved).dtype == torch.float32
+    for name in ("audio_embeds", "pooled_audio"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0.1, atol=0.1)
+
+
+def test_a_classifier_s_logits_in_half_precision_train_it(audio_encoders, text_encoder):
+    model = build(audio_encoders["wav2vec2-layer"], text_encoder).bfloat16().train()
+    model(pooled_audio=torch.randn(6, 16).bfloat16(), labels=torch.tensor([0, 1, 2, 3, 0, 1])).loss.backward()
+    for parameter in (*model.classifier.parameters(), *model.lascl.text_projection.parameters()):
+        assert parameter.grad.dtype == torch.bfloat16 and parameter.grad.isfinite().all() and parameter.grad.any()
 
 
 # --------------------------------------------------------------------------------------------------- save and load
