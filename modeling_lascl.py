@@ -490,7 +490,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, D) unit-length audio embeddings, float32; arguments and errors as in `forward`, without need of labels."""
+        """(B, D) unit-length audio embeddings, float32; arguments and errors as in `forward`, but without labels."""
         return unit_length(self.audio_projection(self._pool_audio(input_values, input_features, attention_mask)))
 
     def get_label_embeddings(self) -> torch.Tensor:
