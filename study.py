@@ -52,7 +52,6 @@ from lascl.modeling_lascl import LaSCLModel
 from lascl.training.pooled import view_keys
 from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, Recipe, find_recipe, parse_recipe
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
-from lascl.training.trainer import build_batch_sampler
 
 
 KEYS = ("recipe", "seeds", "against", "choose", "variants", "vary", "paper")
@@ -364,10 +363,7 @@ def read_corpora(runs: list[PlannedRun]):
                         seed=recipe.split_seed,
                     )
                 folds = foldings[division]
-                for number in recipe.fold_numbers(len(folds)):
-                    build_batch_sampler(
-                        train.training_data(recipe, corpus, folds[number - 1], args), args
-                    )  # or refuses
+                train.check_batches_of_folds(recipe, corpus, folds, args)
                 if any(run.run_dir.glob("fold-*")):
                     open_run(run.run_dir, recipe, corpus)  # or refuses another recipe
                 run.corpus, run.skipped, run.folds = corpus, skipped, folds
@@ -428,7 +424,7 @@ def begin_fold(folder: Path, run: PlannedRun, run_dir: Path, number: int) -> tup
             if is_main:
                 open_run(run_dir, run.recipe, run.corpus)
                 description = train.describe(run.recipe, run.corpus, run.folds, num_skipped=len(run.skipped))
-                write_json(run_dir / "protocol.json", description)
+                train.write_protocol(run_dir, description, run.corpus, run.folds, begun=number)
                 if run.skipped:
                     write_csv(run_dir / "skipped.csv", run.skipped)
             if run.recipe.init_from:

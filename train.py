@@ -9,14 +9,12 @@ Reads like section 3.2 of the paper. Everything lands in the run directory (`out
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +37,8 @@ from lascl import (
 )
 from lascl.console import unless_pipe_closes
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
+from lascl.data.folds import Column, shared_speakers, train_hashes
+from lascl.data.sampling import check_batches
 from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
 from lascl.hub.card import fold_card
@@ -52,7 +52,6 @@ from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import FIXED_BY_WEIGHTS, Recipe, parse_recipe, recorded_recipe, with_absent
 from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
-from lascl.training.trainer import build_batch_sampler
 
 
 # Of a checkpoint that training starts from, what the recipe decides nevertheless.
@@ -62,6 +61,9 @@ LOSS_FIELDS = (
 )
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
 NOT_LOGGED = ("_runtime", "_per_second", "data_wait_share", "peak_memory_mib", "total_flos")
+# Bytes of ids that are hashed before training, over the training sides of all folds: a second of work. With more,
+# a fold's are hashed when it is begun.
+HASHED_AT_ONCE = 2**27
 
 
 @unless_pipe_closes
@@ -84,11 +86,10 @@ def main(argv: list[str] | None = None):
                 validation=recipe.validation,
                 seed=recipe.split_seed,
             )
-            for number in recipe.fold_numbers(len(folds)):
-                build_batch_sampler(training_data(recipe, corpus, folds[number - 1], args), args)  # or refuses
+            check_batches_of_folds(recipe, corpus, folds, args)
             if PartialState().is_main_process:
                 open_run(run_dir, recipe, corpus)
-                write_json(run_dir / "protocol.json", describe(recipe, corpus, folds, num_skipped=len(skipped)))
+                write_protocol(run_dir, describe(recipe, corpus, folds, num_skipped=len(skipped)), corpus, folds)
                 if skipped:
                     write_csv(run_dir / "skipped.csv", skipped)
             encoders = ready_start(recipe, corpus, folds) if recipe.init_from else ready_encoders(recipe, run_dir)
@@ -177,7 +178,7 @@ def cross_validate(
     """Trains and predicts the recipe's folds, each unless it is complete: then it has `metrics.json`. Each that is
     finished here is handed to the publisher, if there is one. `encoded` holds what frozen encoders made of the audio,
     by `lascl.training.pooled.view_keys`, for whoever calls again."""
-    process, labels = PartialState(), corpus.features["label"].names
+    process, labels, occurring = PartialState(), corpus.features["label"].names, Column(corpus["label"][:])
     encoded = {} if encoded is None else encoded
     chosen = recipe.fold_numbers(len(folds))
     for fold in (fold for fold in folds if fold.number in chosen):
@@ -188,8 +189,11 @@ def cross_validate(
         process.print(
             f"Fold {fold.number} of {len(folds)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test, "
             f"of the speakers {', '.join(sorted(set(corpus.select(fold.test)['speaker'][:])))}.",
-            *gaps(corpus, fold),
+            *gaps(occurring, labels, fold),
         )
+        if process.is_main_process:
+            protocol = json.loads((run_dir / "protocol.json").read_text(encoding="utf-8"))
+            write_protocol(run_dir, protocol, corpus, folds, begun=fold.number)
         extractor, cost = train_fold(recipe, corpus, fold, fold_dir, *encoders, encoded)
         rows, geometry = predict_fold(
             fold_dir / "checkpoint",
@@ -232,7 +236,8 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
     caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
     selection = "the last epoch is tested" if recipe.selection == "last" else "the epoch best in validation is tested"
     validation = "no validation" if recipe.validation == "none" else f"validation by {recipe.validation}"
-    shared = set().union(*(fold.shared_speakers(corpus) for fold in folds))
+    speakers = Column(columns["speaker"])
+    shared = shared_speakers(folds, speakers)
     sides = (
         "The official folds have speakers in training AND in test: these are no scores of unseen voices"
         if shared
@@ -253,8 +258,10 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
         )
     if num_skipped:
         notes.append(f"{num_skipped} utterances whose audio cannot be used are left out, see skipped.csv.")
-    notes += [sentence for fold in folds for sentence in gaps(corpus, fold)]
-    tested = [(fold, row) for fold in folds for row in fold.test]
+    labels, names = Column(corpus["label"][:]), corpus.features["label"].names
+    notes += [sentence for fold in folds for sentence in gaps(labels, names, fold)]
+    num_hashed = len(folds) * sum(len(id) + 1 for id in columns["id"])
+    hashes = train_hashes(columns["id"], folds) if num_hashed <= HASHED_AT_ONCE else [None] * len(folds)
     description = {
         "corpus": recipe.corpus,
         "num_folds": len(folds),
@@ -263,41 +270,74 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
             {
                 "fold": fold.number,
                 **{side: len(getattr(fold, side)) for side in ("train", "validation", "test")},
-                "test_speakers": sorted({columns["speaker"][row] for row in fold.test}),
-                "validation_speakers": sorted({columns["speaker"][row] for row in fold.validation}),
-                "train_ids_hash": ids_hash(columns["id"][row] for row in fold.train),
+                "test_speakers": sorted(speakers.occurring(fold.test)),
+                "validation_speakers": sorted(speakers.occurring(fold.validation)),
+                **({"train_ids_hash": train_ids_hash} if train_ids_hash else {}),
             }
-            for fold in folds
+            for fold, train_ids_hash in zip(folds, hashes)
         ],
     }
     if "text_id" in columns:
-        texts = columns["text_id"]
-        heard = {fold.number: {texts[row] for row in fold.train} for fold in folds}
-        known = [texts[row] in heard[fold.number] for fold, row in tested if texts[row] is not None]
+        texts, has_text, known = Column(columns["text_id"]), [text is not None for text in columns["text_id"]], []
+        for fold in folds:
+            codes = texts.codes[[row for row in fold.test if has_text[row]]]
+            known += texts.occurs(fold.train)[codes].tolist()
         if known:
             description["share_of_test_texts_in_training"] = sum(known) / len(known)
             scripted = "scripted test utterances" if "improvised" in columns else "test utterances"
             notes.append(f"The text of {sum(known) / len(known):.0%} of the {scripted} is also spoken in training.")
     if "improvised" in columns:
-        description["improvised_ids"] = sorted(columns["id"][row] for _, row in tested if columns["improvised"][row])
+        description["improvised_ids"] = sorted(
+            columns["id"][row] for fold in folds for row in fold.test if columns["improvised"][row]
+        )
     return {**description, "notes": notes}
 
 
-def ids_hash(ids: Iterable[str]) -> str:
-    """BLAKE2b, 128 bits, of the sorted ids, one a line: whoever has the corpus can tell what a model was trained on."""
-    return hashlib.blake2b("\n".join(sorted(ids)).encode(), digest_size=16).hexdigest()
+def write_protocol(run_dir: Path, description: dict, corpus, folds: list[Fold], begun: int | None = None):
+    """Writes `protocol.json`. Where the folds are so many that `describe` did not hash their training sides, it has the
+    hashes of those folds that were begun, and keeps them."""
+    path = run_dir / "protocol.json"
+    told = json.loads(path.read_text(encoding="utf-8"))["folds"] if path.is_file() else []
+    known = {
+        fold["fold"]: fold["train_ids_hash"]
+        for fold in told
+        if "train_ids_hash" in fold
+        and (run_dir / f"fold-{fold['fold']}").is_dir()  # else of a run that came to nothing
+    }
+    for fold in description["folds"]:
+        number = fold["fold"]
+        if "train_ids_hash" not in fold and number == begun and number not in known:
+            (known[number],) = train_hashes(corpus["id"][:], [folds[number - 1]])
+        if "train_ids_hash" not in fold and number in known:
+            fold["train_ids_hash"] = known[number]
+    write_json(path, description)
 
 
-def gaps(corpus, fold: Fold) -> list[str]:
+def gaps(labels: Column, names: list[str], fold: Fold) -> list[str]:
     """A sentence for each side of a fold on which labels do not occur: they cannot be learned there, or not scored."""
     sentences = []
     sides = {"to train on": fold.train, "to test": fold.test, "to validate on": fold.validation}
     for side, rows in ((side, rows) for side, rows in sides.items() if rows):
-        occurring = set(corpus.select(rows)["label"][:])
-        absent = [label for index, label in enumerate(corpus.features["label"].names) if index not in occurring]
+        occurring = labels.occurring(rows)
+        absent = [label for index, label in enumerate(names) if index not in occurring]
         if absent:
             sentences.append(f"Fold {fold.number} has no {', '.join(absent)} {side}.")
     return sentences
+
+
+def check_batches_of_folds(recipe: Recipe, corpus, folds: list[Fold], args: LaSCLTrainingArguments):
+    """Refuses, as `SpeechDataset` and `UtteranceBatchSampler` do, what one of the recipe's folds could not train on."""
+    labels, chosen = Column(corpus["label"][:]), [folds[number - 1] for number in recipe.fold_numbers(len(folds))]
+    training_data(recipe, corpus, chosen[0], args)
+    for fold in chosen:
+        check_batches(
+            len(fold.train),
+            int(labels.occurs(fold.train).sum()),
+            global_batch_size=args.global_batch_size,
+            utterances_per_class=args.utterances_per_class,
+            num_processes=args.world_size,
+            accumulation_steps=args.gradient_accumulation_steps,
+        )
 
 
 def train_fold(
@@ -496,15 +536,17 @@ def start_of_fold(init_from: str, number: int) -> Path:
 def check_run(recipe: Recipe, corpus, folds: list[Fold]):
     """Refuses a run directory to start from whose folds are not all there, or were trained on other utterances."""
     told = json.loads((Path(recipe.init_from) / "protocol.json").read_text(encoding="utf-8"))["folds"]
-    hashes, ids = {fold["fold"]: fold["train_ids_hash"] for fold in told}, corpus["id"][:]
-    numbers = [*recipe.fold_numbers(len(folds)), *([0] if recipe.hub_main == "full_data" else [])]
+    hashes, ids = {fold["fold"]: fold.get("train_ids_hash") for fold in told}, corpus["id"][:]
+    chosen = recipe.fold_numbers(len(folds))
+    here = dict(zip(chosen, train_hashes(ids, [folds[number - 1] for number in chosen])))
+    numbers = [*chosen, *([0] if recipe.hub_main == "full_data" else [])]
     for number in numbers:
         checkpoint = start_of_fold(recipe.init_from, number)
         if not (checkpoint / "config.json").is_file():
             raise ValueError(
                 f"init_from {recipe.init_from!r} has no {checkpoint.parent.name}/checkpoint. Finish that run."
             )
-        if number and hashes.get(number) != ids_hash(ids[row] for row in folds[number - 1].train):
+        if number and hashes.get(number) != here[number]:
             split_seed = with_absent(recorded_recipe(recipe.init_from) or {})["split_seed"]
             raise ValueError(
                 f"init_from {recipe.init_from!r} trained fold {number} on other utterances than this recipe would: it "

@@ -1,10 +1,18 @@
-"""Protocols: folds that no speaker crosses, and validation that knows nobody of the test."""
+"""Protocols: folds that no speaker crosses, and validation that knows nobody of the test.
+
+Folds may be many: leaving one speaker out, as many as speakers. So nothing here goes through all rows of every side of
+every fold: a training side is known by the rows that it lacks.
+
+Letters: N rows of a corpus, S values of a column.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import datasets
 import numpy as np
@@ -19,37 +27,143 @@ TRAIN, VALIDATION, TEST = "train", ("validation", "valid", "dev"), "test"
 VALIDATION_SHARE = 0.1
 
 
+class Rows(Sequence):
+    """Some rows of a corpus in ascending order, as a sequence of integers that is made when it is asked for: written
+    out, the training sides of many folds would be as many copies of the corpus.
+
+    Args:
+        parts: arrays of rows, which share none.
+        all_but: N; then these are the rows of a corpus of N but those of `parts`.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], *, all_but: int | None = None):
+        self.parts, self.all_but = parts, all_but
+
+    def listed(self) -> np.ndarray:
+        """The rows of `parts`, in any order."""
+        return np.concatenate(self.parts) if self.parts else np.zeros(0, dtype=np.int64)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if self.all_but is None:
+            rows = np.sort(self.listed())
+        else:
+            is_in = np.ones(self.all_but, dtype=bool)
+            is_in[self.listed()] = False
+            rows = np.flatnonzero(is_in)
+        return rows if dtype is None else rows.astype(dtype)
+
+    def __len__(self) -> int:
+        listed = sum(map(len, self.parts))
+        return listed if self.all_but is None else self.all_but - listed
+
+    def __getitem__(self, index):
+        rows = np.asarray(self)[index]
+        return rows.tolist()  # of an array a list, of a number Python's own
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.asarray(self).tolist())
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __add__(self, other: Sequence[int]) -> list[int]:
+        return [*self, *other]
+
+    def __radd__(self, other: Sequence[int]) -> list[int]:
+        return [*other, *self]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows>"
+
+
+class Column:
+    """A column of a corpus as numbers, to tell which of its values occur on a side of a fold without going through all
+    rows of a large one.
+
+    Args:
+        values: (N,), hashable.
+    """
+
+    def __init__(self, values: Iterable[Hashable]):
+        numbers: dict[Hashable, int] = {}
+        self.codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)  # (N,)
+        self.values = list(numbers)  # (S,)
+        self.totals = np.bincount(self.codes, minlength=len(self.values))  # (S,)
+
+    def occurs(self, rows: Sequence[int]) -> np.ndarray:
+        """(S,) booleans: whether each of `values` occurs in these rows."""
+        listed = rows.listed() if isinstance(rows, Rows) else np.asarray(rows, dtype=np.int64)
+        counts = np.bincount(self.codes[listed], minlength=len(self.values))
+        return (counts < self.totals) if getattr(rows, "all_but", None) is not None else counts > 0
+
+    def occurring(self, rows: Sequence[int]) -> set:
+        """Those of `values` that occur in these rows."""
+        return {self.values[number] for number in np.flatnonzero(self.occurs(rows))}
+
+    def groups(self) -> dict[Hashable, np.ndarray]:
+        """By value, its rows, ascending."""
+        order, ends = np.argsort(self.codes, kind="stable"), np.cumsum(self.totals)
+        return dict(zip(self.values, np.split(order, ends[:-1])))
+
+
 @dataclass(frozen=True)
 class Fold:
-    """One split of a corpus, as row indices into it. `number` counts from 1; `validation` may be empty."""
+    """One split of a corpus, as row indices into it (sequences; lists or `Rows`). `number` counts from 1; `validation`
+    may be empty."""
 
     number: int
-    train: list[int]
-    test: list[int]
-    validation: list[int] = field(default_factory=list)
+    train: Sequence[int]
+    test: Sequence[int]
+    validation: Sequence[int] = field(default_factory=list)
 
     def shared_speakers(self, corpus: datasets.Dataset) -> set[str]:
         """Who is heard in training or validation and in the test."""
-        speakers = corpus["speaker"][:]
-        return {speakers[row] for row in self.train + self.validation} & {speakers[row] for row in self.test}
+        return shared_speakers([self], Column(corpus["speaker"][:]))
 
     def check_speakers(self, corpus: datasets.Dataset):
         """Raises ValueError if a speaker is on two sides, or training or test is empty: such a score means nothing."""
-        speakers = corpus["speaker"][:]
-        sides = {"training": self.train, "validation": self.validation, "test": self.test}
-        heard = {side: {speakers[row] for row in rows} for side, rows in sides.items()}
-        for first, second in (("training", "test"), ("validation", "test"), ("training", "validation")):
-            shared = heard[first] & heard[second]
-            if shared:
-                raise ValueError(
-                    f"Fold {self.number}: speaker {sorted(shared)[0]!r} is in {first} and in {second}. Each side must "
-                    "hold whole speakers."
-                )
-        if not self.train or not self.test:
+        _check_speakers(self, Column(corpus["speaker"][:]))
+
+
+def shared_speakers(folds: Iterable[Fold], speakers: Column) -> set[str]:
+    """Who is heard in training or validation and in the test of any of these folds."""
+    shared = np.zeros(len(speakers.values), dtype=bool)
+    for fold in folds:
+        shared |= (speakers.occurs(fold.train) | speakers.occurs(fold.validation)) & speakers.occurs(fold.test)
+    return {speakers.values[number] for number in np.flatnonzero(shared)}
+
+
+def _check_speakers(fold: Fold, speakers: Column):
+    sides = {"training": fold.train, "validation": fold.validation, "test": fold.test}
+    heard = {side: speakers.occurs(rows) for side, rows in sides.items()}
+    for first, second in (("training", "test"), ("validation", "test"), ("training", "validation")):
+        shared = np.flatnonzero(heard[first] & heard[second])
+        if len(shared):
+            name = min(speakers.values[number] for number in shared)
             raise ValueError(
-                f"Fold {self.number}: {len(self.train)} utterances in training and {len(self.test)} in test. Use "
-                "fewer folds or more speakers."
+                f"Fold {fold.number}: speaker {name!r} is in {first} and in {second}. Each side must hold whole "
+                "speakers."
             )
+    if not fold.train or not fold.test:
+        raise ValueError(
+            f"Fold {fold.number}: {len(fold.train)} utterances in training and {len(fold.test)} in test. Use fewer "
+            "folds or more speakers."
+        )
+
+
+def train_hashes(ids: Sequence[str], folds: Sequence[Fold]) -> list[str]:
+    """For each fold the hash of its training ids: BLAKE2b, 128 bits, of the sorted ids, one a line. Whoever has the
+    corpus can tell what a model was trained on. Ids are sorted once; the rest costs rows times folds."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    lines, place = [b"\n" + ids[row].encode() for row in order], np.empty(len(ids), dtype=np.int64)
+    place[order] = np.arange(len(ids))
+    hashes = []
+    for fold in folds:
+        trains = np.zeros(len(ids), dtype=bool)
+        trains[place[np.asarray(fold.train, dtype=np.int64)]] = True
+        text = b"".join(compress(lines, trains.tolist()))
+        hashes.append(hashlib.blake2b(text[1:], digest_size=16).hexdigest())
+    return hashes
 
 
 def make_folds(
@@ -132,14 +246,13 @@ def make_folds(
         set(names) - ({TRAIN} if protocol in ("manifest", "emobox") else set()),
         key=lambda name: (not str(name).isdecimal(), int(name) if str(name).isdecimal() else name),
     )
+    groups, speakers = Column(names).groups(), Column(corpus["speaker"][:])
+    take = _Validation(corpus, speakers, validation, seed)
     folds = []
     for number, name in enumerate(order, start=1):
-        train, test = [], []
-        for row, own in enumerate(names):
-            (test if own == name else train).append(row)
-        fold = _take_validation(corpus, Fold(number, train, test), validation, seed)
+        fold = take.of(Fold(number, Rows([groups[name]], all_but=len(names)), groups[name].tolist()))
         if protocol != "emobox":
-            fold.check_speakers(corpus)
+            _check_speakers(fold, speakers)
         folds.append(fold)
     return folds
 
@@ -157,32 +270,51 @@ def _official_split(corpus, names: Sequence[str], validation: str, *, checked: b
     return fold
 
 
-def _take_validation(corpus, fold: Fold, validation: str, seed: int) -> Fold:
-    """The fold with some of its training rows moved to validation."""
-    if validation == "none":
-        return fold
-    speakers, sessions = corpus["speaker"][:], corpus["session"][:]
-    tested = {sessions[row] for row in fold.test} - {None}
-    if validation == "session":
-        order = sorted(set(sessions))
-        others = [session for session in order if session not in tested]
-        if len(others) < 2:
-            raise ValueError(f"Fold {fold.number}: {len(others)} other sessions, but validation and training need two.")
-        last = order.index(max(tested))
-        chosen = next(session for session in order[last + 1 :] + order if session in others)
-        moved = [row for row in fold.train if sessions[row] == chosen]
-    else:
-        training = {speakers[row] for row in fold.train}
-        partners = {speakers[row] for row in fold.train if sessions[row] in tested}
-        candidates = sorted(training - partners)
-        if not candidates or len(training) < 2:
+class _Validation:
+    """What is taken from the training side of each fold for validation; columns are read once for all folds."""
+
+    def __init__(self, corpus, speakers: Column, validation: str, seed: int):
+        self.validation, self.seed, self.num_rows, self.speakers = validation, seed, len(corpus), speakers
+        if validation == "none":
+            return
+        self.sessions = Column(corpus["session"][:])
+        self.of_session, self.of_speaker = self.sessions.groups(), speakers.groups()
+        self.sorted_sessions = sorted(set(self.sessions.values) - {None})
+        self.speaker_order = np.array(sorted(range(len(speakers.values)), key=speakers.values.__getitem__))
+        self.speaker_names = np.array([speakers.values[number] for number in self.speaker_order])
+
+    def of(self, fold: Fold) -> Fold:
+        """The fold with some of its training rows moved to validation."""
+        if self.validation == "none":
+            return fold
+        tested = {self.sessions.values[code] for code in np.unique(self.sessions.codes[fold.test])} - {None}
+        moved = self._session_after(fold, tested) if self.validation == "session" else self._some(fold, tested)
+        if (self.speakers.occurs(fold.test) & self.speakers.occurs(fold.train)).any():  # as official folds may have it
+            moved = [np.setdiff1d(rows, fold.test, assume_unique=True) for rows in moved]
+        return Fold(fold.number, Rows([*fold.train.parts, *moved], all_but=self.num_rows), fold.test, Rows(moved))
+
+    def _session_after(self, fold: Fold, tested: set) -> list[np.ndarray]:
+        order = self.sorted_sessions
+        others = len(order) - len(tested)
+        if others < 2:
+            raise ValueError(f"Fold {fold.number}: {others} other sessions, but validation and training need two.")
+        place = order.index(max(tested)) + 1
+        while order[place % len(order)] in tested:
+            place += 1
+        return [self.of_session[order[place % len(order)]]]
+
+    def _some(self, fold: Fold, tested: set) -> list[np.ndarray]:
+        training = self.speakers.occurs(fold.train)  # (S,)
+        partners = np.zeros_like(training)
+        for session in tested:
+            rows = np.setdiff1d(self.of_session[session], fold.test, assume_unique=True)
+            partners |= self.speakers.occurs(rows)
+        candidates = self.speaker_names[(training & ~partners)[self.speaker_order]]
+        if not len(candidates) or training.sum() < 2:
             raise ValueError(f"Fold {fold.number}: all who could validate share a session with the test. Use none.")
-        rng = np.random.default_rng([seed, fold.number])
-        count = max(1, round(VALIDATION_SHARE * len(training)))
-        chosen = set(rng.permutation(candidates)[:count].tolist())
-        moved = [row for row in fold.train if speakers[row] in chosen]
-    left = set(moved)
-    return Fold(fold.number, [row for row in fold.train if row not in left], fold.test, moved)
+        rng = np.random.default_rng([self.seed, fold.number])
+        count = max(1, round(VALIDATION_SHARE * int(training.sum())))
+        return [self.of_speaker[name] for name in rng.permutation(candidates)[:count].tolist()]
 
 
 def _group_speakers(corpus, num_folds: int | None, seed: int) -> list[int]:
@@ -194,7 +326,8 @@ def _group_speakers(corpus, num_folds: int | None, seed: int) -> list[int]:
         raise ValueError(f"num_folds must lie between 2 and the number of speakers, {num_speakers}; found {num_folds}.")
     if corpus.info.dataset_name in ("emodb", "synthetic"):
         runs = np.array_split(sorted(set(speakers.tolist())), num_folds)
-        return [next(number for number, run in enumerate(runs) if speaker in run) for speaker in speakers]
+        number_of = {speaker: number for number, run in enumerate(runs) for speaker in run.tolist()}
+        return [number_of[speaker] for speaker in speakers.tolist()]
     # Sorted, because the splitter numbers speakers as they appear.
     rows = np.lexsort((np.array(corpus["id"][:]), speakers))
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)

@@ -16,6 +16,37 @@ import torch
 BATCHES_A_BUCKET = 8
 
 
+def check_batches(
+    num_utterances: int,
+    num_classes: int,
+    *,
+    global_batch_size: int,
+    utterances_per_class: int | None,
+    num_processes: int,
+    accumulation_steps: int,
+) -> int:
+    """How many classes a batch of `UtteranceBatchSampler` holds (1 where they are not balanced); of so many utterances
+    and classes, before any is read.
+
+    Raises:
+        ValueError: as `UtteranceBatchSampler`.
+    """
+    if num_utterances < num_processes * accumulation_steps:
+        raise ValueError(
+            f"{num_utterances} utterances cannot be shared by {num_processes} processes x {accumulation_steps} "
+            "accumulation steps. Use fewer."
+        )
+    if utterances_per_class is None:
+        return 1
+    classes_per_batch, rest = divmod(global_batch_size, utterances_per_class)
+    if rest or not 1 <= classes_per_batch <= num_classes:
+        raise ValueError(
+            f"global_batch_size must be utterances_per_class ({utterances_per_class}) times 1 to {num_classes}, the "
+            f"number of classes; found {global_batch_size}."
+        )
+    return classes_per_batch
+
+
 class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
     """Global batches that are a pure function of (seed, epoch), and this process's share of them.
 
@@ -58,24 +89,21 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
         accumulation_steps: int = 1,
     ):
         places = num_processes * accumulation_steps
-        if len(ids) < places:
-            raise ValueError(
-                f"{len(ids)} utterances cannot be shared by {num_processes} processes x {accumulation_steps} "
-                "accumulation steps. Use fewer."
-            )
+        present = [] if utterances_per_class is None else sorted(set(labels))
+        self.classes_per_batch = check_batches(
+            len(ids),
+            len(present),
+            global_batch_size=global_batch_size,
+            utterances_per_class=utterances_per_class,
+            num_processes=num_processes,
+            accumulation_steps=accumulation_steps,
+        )
         self.num_batches = min(-(-len(ids) // global_batch_size), len(ids) // places)
         by_name = sorted(range(len(ids)), key=ids.__getitem__)
-        self.utterances_per_class, self.classes_per_batch = utterances_per_class, 1
+        self.utterances_per_class = utterances_per_class
         self.classes = [np.array(by_name)]  # without classes to balance, all are of one
         if utterances_per_class is not None:
-            present = sorted(set(labels))
             self.classes = [np.array([row for row in by_name if labels[row] == label]) for label in present]
-            self.classes_per_batch, rest = divmod(global_batch_size, utterances_per_class)
-            if rest or not 1 <= self.classes_per_batch <= len(present):
-                raise ValueError(
-                    f"global_batch_size must be utterances_per_class ({utterances_per_class}) times 1 to "
-                    f"{len(present)}, the number of classes; found {global_batch_size}."
-                )
         self.seed, self.epoch = seed, 0
         self.durations_s = None if durations_s is None else np.asarray(durations_s)
         self.places, self.first_place, self.num_processes = places, process_index, num_processes

@@ -1,12 +1,20 @@
 """Protocols: who is tested, who validates, and that nobody is heard on two sides."""
 
+import contextlib
+import hashlib
+import signal
+import tracemalloc
+
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lascl.data import make_folds
+from lascl.data import Fold, make_folds
+from lascl.data import folds as folds_module
 from lascl.data.folds import PROTOCOLS, VALIDATIONS
+from lascl.train import describe
+from lascl.training.recipe import Recipe
 
 
 def table(rows, **columns):
@@ -125,3 +133,107 @@ def test_a_corpus_without_sessions_cannot_be_split_by_them():
     one = table([("1", "a"), ("1", "b"), ("1", "c")])
     with pytest.raises(ValueError, match="all who could validate share a session with the test"):
         make_folds(one, protocol="leave_one_speaker_out", validation="speaker")
+
+
+# ------------------------------------------------------------------------------------------ many speakers, many folds
+
+
+class OutOfTimeError(Exception):
+    """A budget of the processor's seconds is spent."""
+
+
+@contextlib.contextmanager
+def processor_seconds(seconds):
+    """Raises OutOfTimeError once this process has computed for so long; other processes do not count."""
+
+    def stop(*_):
+        raise OutOfTimeError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def many_voices(num_rows, num_speakers):
+    """A corpus whose speakers take turns, so that no side is a run of rows, nor of sorted ids."""
+    columns = {
+        "id": [f"audio/{row:06d}" for row in range(num_rows)],
+        "session": [None] * num_rows,
+        "speaker": [f"speaker-{row * 31 % num_speakers}" for row in range(num_rows)],
+        "label": [row * 7919 % 4 for row in range(num_rows)],
+        "text_id": [f"text {row * 13 % 97}" for row in range(num_rows)],
+    }
+    corpus = Dataset.from_dict(columns)
+    return corpus.cast_column("label", ClassLabel(names=["anger", "happiness", "neutral", "sadness"]))
+
+
+def planned(corpus, seconds, **options):
+    """Folds and `protocol.json`, and the highest memory meanwhile in MiB; or a failure once the time is spent."""
+    recipe = Recipe(corpus="csv", protocol="leave_one_speaker_out", **options)
+    tracemalloc.start()
+    try:
+        with processor_seconds(seconds):
+            folds = make_folds(corpus, protocol="leave_one_speaker_out", **options)
+            protocol = describe(recipe, corpus, folds, num_skipped=0)
+        peak_mib = tracemalloc.get_traced_memory()[1] / 2**20
+    except OutOfTimeError:
+        peak_mib = tracemalloc.get_traced_memory()[1] / 2**20
+        pytest.fail(f"Folds and protocol took more than {seconds} s of the processor, and {peak_mib:.0f} MiB.")
+    finally:
+        tracemalloc.stop()
+    assert len(folds) == len(protocol["folds"]) == len(set(corpus["speaker"][:]))
+    return folds, protocol, peak_mib
+
+
+@pytest.mark.parametrize("validation", ["none", "speaker"])
+def test_leaving_one_of_many_speakers_out_costs_neither_time_nor_memory_of_rows_times_speakers(validation):
+    """10,000 rows x 500 speakers: 5 million numbers in the training sides alone, 40 MB of lists."""
+    folds, protocol, peak_mib = planned(many_voices(10_000, 500), seconds=3, validation=validation)
+    assert peak_mib < 30
+    assert [len(fold.test) for fold in folds] == [20] * 500
+    assert {told["train"] + told["validation"] + told["test"] for told in protocol["folds"]} == {10_000}
+
+
+@pytest.mark.proof
+def test_a_hundred_thousand_rows_of_two_thousand_speakers_are_planned_in_ten_seconds():
+    _, protocol, peak_mib = planned(many_voices(100_000, 2_000), seconds=10)
+    assert peak_mib < 500
+    assert {told["train"] for told in protocol["folds"]} == {99_950}
+
+
+def sides_by_loops(corpus, fold):
+    """What the training side must be, row by row: all that is neither tested nor validates."""
+    left_out = {*fold.test, *fold.validation}
+    return [row for row in range(len(corpus)) if row not in left_out]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 2)), min_size=6, max_size=40),
+    st.sampled_from(["none", "session", "speaker"]),
+    st.lists(st.text("ab/é\U0001f600", max_size=3), min_size=40, max_size=40),
+)
+def test_sides_hashes_and_what_is_told_of_folds_are_those_of_loops_over_all_rows(turns, validation, ids):
+    assert hasattr(folds_module, "train_hashes"), "hashes of folds are made one by one"
+    corpus = table([(str(session), f"{session}-{who}") for session, who in turns])
+    corpus = corpus.remove_columns("id").add_column("id", ids[: len(corpus)])
+    try:
+        folds = make_folds(corpus, protocol="leave_one_speaker_out", validation=validation)
+    except ValueError:
+        return
+    hashes = folds_module.train_hashes(corpus["id"][:], [*folds, Fold(99, [2, 0], [1])])
+    speakers = folds_module.Column(corpus["speaker"][:])
+    for fold, found in zip(folds, hashes):
+        rows = sides_by_loops(corpus, fold)
+        assert (fold.train, len(fold.train), fold.train[:3], fold.train[-1]) == (rows, len(rows), rows[:3], rows[-1])
+        text = "\n".join(sorted(corpus["id"][row] for row in rows))
+        assert found == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        for side in (fold.train, fold.validation, fold.test):
+            assert speakers.occurring(side) == speakers_of(corpus, side)
+        assert fold.shared_speakers(corpus) == set()
+    text = "\n".join(sorted(corpus["id"][row] for row in (0, 2)))
+    assert hashes[-1] == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
