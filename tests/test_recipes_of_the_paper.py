@@ -75,7 +75,11 @@ def test_the_variants_are_those_of_the_tables(tmp_path):
     on_emodb = variants_of("table-4", tmp_path, recipe="emodb")
     assert {(r.corpus, r.audio_encoder) for r in on_emodb.values()} == {("emodb", "openai/whisper-tiny.en")}
 
+    small = variants_of("table-4", tmp_path, recipe="small-corpus")
+    assert {getattr(r, "contrastive_reduction", None) for r in small.values()} == {"mean"}  # as in the README
+
     grid = variants_of("grid", tmp_path)
+    assert {getattr(r, "contrastive_reduction", None) for r in grid.values()} == {"bracket"}  # lambda_2 as in eq. 9
     points = {(r.contrastive_temperature, r.contrastive_weight, r.divergence_weight) for r in grid.values()}
     assert len(points) == len(grid) == 5 * 5 * 4 + 1
     assert {r.selection for r in grid.values()} == {"best_validation"}
