@@ -246,7 +246,7 @@ def show(rows: list[dict], write: bool):
     )
     if write:
         title = "Checkpoints loaded where lascl is not installed"
-        save_table("versions", title, columns, cells, notes, rows=rows)
+        save_table("versions", title, columns, cells, notes, tried=rows)
     else:
         print("\n".join(" | ".join(row) for row in [columns, *cells]))
 
