@@ -48,7 +48,7 @@ SETS = {
         "huggingface_hub": "1.3.0",
         "tokenizers": "0.22.2",
         "datasets": "4.0.0",
-        "accelerate": "1.10.0",
+        "accelerate": "1.15.0",
         # datasets 4.0.0 takes no newer ones.
         "dill": "0.3.8",
         "multiprocess": "0.70.16",
