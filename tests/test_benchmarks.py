@@ -10,8 +10,9 @@ from pathlib import Path
 import conftest
 import numpy as np
 import pytest
+import soundfile
 import torch
-from transformers import WavLMConfig, WhisperFeatureExtractor
+from transformers import WavLMConfig
 
 from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data import SpeechDataset
@@ -139,27 +140,36 @@ def test_labels_that_depend_on_the_batch_are_refused(load, monkeypatch, bfloat16
         module.main([])
 
 
-@pytest.mark.parametrize("encoder", ["random", "whisper"])
-def test_predict(load, tmp_path, audio_encoders, text_encoder, encoder):
-    load("inference", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, 0.2))
-    module = load("predict", ROUNDS=1, PIPELINE_BATCH_SIZES=(1, 4))
-    if encoder == "random":
-        module.main([])
-    else:
-        model = LaSCLForAudioClassification.from_encoders(audio_encoders[encoder], text_encoder, conftest.LABELS)
-        model.save_pretrained(tmp_path / "checkpoint")
-        extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2, return_attention_mask=True)
-        extractor.save_pretrained(tmp_path / "checkpoint")
-        module.main(["--model", str(tmp_path / "checkpoint")])
-    found = checked_table(tmp_path, "predict", 3)
-    assert "/" not in found["audio_encoder"]
-    assert [row["same labels"] for row in found["rows"]] == ["10 of 10"] * 3
-    assert all(float(row["files/s"]) > 0 for row in found["rows"])
+@pytest.fixture
+def predict_benchmark(load, tmp_path, audio_encoders, monkeypatch):
+    """The module, and its command line over a folder of ten clips."""
+    (tmp_path / "clips").mkdir()
+    for number in range(10):
+        samples = conftest.recording(number, 0.15 + 0.02 * number)
+        soundfile.write(tmp_path / "clips" / f"{number}.wav", samples, conftest.RATE)
+    few = {"NUM_CLIPS": 10, "ROUNDS": 2, "START_UP_RUNS": 1, "STARTED": {"nothing": ["-c", ""]}}
+    module = load("predict", WAVLM_BASE=WAVLM, PIPELINE_BATCH_SIZES=(1, 4), **few)
+    monkeypatch.setattr("lascl.inference.export.CHECKED_DURATION_S", 0.5)  # tiny encoders make many frames of a second
+    return module, ["--audio_encoder", audio_encoders["whisper"], "--corpora", str(tmp_path / "clips")]
 
 
-def test_probabilities_other_than_the_pipeline_s_are_refused(load, monkeypatch):
-    load("inference", ON_CPU=WAVLM, NUM_CLIPS=4, DURATIONS_S=(0.05, 0.1))
-    module = load("predict", ROUNDS=1, PIPELINE_BATCH_SIZES=(1,))
+def test_predict(predict_benchmark, tmp_path):
+    module, command = predict_benchmark
+    module.main(command)
+    found = checked_table(tmp_path, "predict", 10)
+    assert found["num_clips"] == 10 and "nothing" in found["start_up_cpu_s"]
+    assert len({row["model"] for row in found["rows"]}) == 2 and not any("/" in row["model"] for row in found["rows"])
+    for numbers in (ways for model in found["models"].values() for ways in model.values()):
+        assert len(numbers["ratio"]) == len(numbers["real_time_factor"]) == 2
+        assert all(value > 0 for value in numbers["ratio"] + numbers["real_time_factor"])
+        assert all(0 < share < 1 for share in numbers["in_encoder"])
+    for ways in found["models"].values():
+        assert len(ways["lascl-predict"]["in_encoder"]) == len(ways["ONNX, int8"]["in_encoder"]) == 2
+        assert 1e-6 < ways["ONNX, int8"]["largest_change"] < 0.2
+
+
+def test_probabilities_other_than_the_pipeline_s_are_refused(predict_benchmark, monkeypatch):
+    module, command = predict_benchmark
 
     def wrong(model, paths, predict_files=module.predict_files):
         for answer in predict_files(model, paths):
@@ -167,8 +177,10 @@ def test_probabilities_other_than_the_pipeline_s_are_refused(load, monkeypatch):
             yield answer
 
     monkeypatch.setattr(module, "predict_files", wrong)
-    with pytest.raises(SystemExit, match="lascl-predict gives 4 of 4 labels .* and probabilities to 0.0002"):
-        module.main([])
+    monkeypatch.setattr(module, "by_onnx", lambda *args: lambda paths: np.full((len(paths), 4), 0.25))
+    monkeypatch.setattr(module, "export", lambda *args, **kwargs: None)
+    with pytest.raises(SystemExit, match="lascl-predict gives 10 of 10 labels .* and probabilities to 0.0002"):
+        module.main(command)
 
 
 def test_scaling(load, tmp_path, monkeypatch):
