@@ -6,6 +6,7 @@ The three use only what transformers has had since 4.57, so that a checkpoint lo
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from typing import Any
 
@@ -31,6 +32,15 @@ def check_transformers(version: str):
         )
 
 
+# `name` or `owner/name`; a folder elsewhere has a longer path, a leading dot or a leading slash.
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether this names a folder, there or not, rather than a repository on the Hub."""
+    return os.path.isdir(name) or HUB_NAME.fullmatch(name) is None
+
+
 # Here, because this file is the first of a checkpoint that is imported.
 check_transformers(transformers.__version__)
 
@@ -44,7 +54,8 @@ class LaSCLConfig(PretrainedConfig):
         text_config (`dict` or `PretrainedConfig`, *optional*, defaults to a RoBERTa base configuration):
             Configuration of the text encoder. Only its width (`hidden_size`) is needed until new labels are set.
         text_encoder (`str`, *optional*):
-            Hub name or path of the text encoder that embeds label words. It is loaded by `set_labels` only.
+            Hub name or path of the text encoder that embeds label words. It is loaded by `set_labels` only. A path is
+            not saved: the encoder itself is, as `text_encoder/` beside the model.
         text_encoder_revision (`str`, *optional*):
             Branch, tag or commit of `text_encoder` on the Hub.
         label_template (`str`, *optional*, defaults to `"{label}"`):
@@ -199,6 +210,17 @@ class LaSCLConfig(PretrainedConfig):
     def pooled_size(self) -> int:
         """Width of the pooled audio."""
         return self.audio_config.hidden_size * max(1, len(self.audio_layer_numbers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, which saves it, but without names of folders: they tell of the author's computer, and on
+        another one find nothing or, worse, something else."""
+        content = super().to_dict()
+        if content.get("text_encoder") and is_folder_name(content["text_encoder"]):
+            content["text_encoder"] = content["text_encoder_revision"] = None
+        for named in (content, content["audio_config"], content["text_config"]):
+            if named.get("_name_or_path") and is_folder_name(named["_name_or_path"]):
+                named["_name_or_path"] = ""
+        return content
 
     def get_text_config(self, decoder=None, encoder=None) -> LaSCLConfig:
         """Returns itself: `text_config` beside a `text_encoder` name makes the stock search ambiguous, and neither

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_lascl import REDUCTIONS, LaSCLConfig
+from .configuration_lascl import REDUCTIONS, LaSCLConfig, is_folder_name
 from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder, refuse_odd_audio
 
 
@@ -315,6 +317,26 @@ class LaSCLPreTrainedModel(PreTrainedModel):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
 
+    def save_pretrained(
+        self, save_directory, is_main_process=True, *, save_text_encoder=True, push_to_hub=False, **kwargs
+    ):
+        """As in transformers, and with `text_encoder/` where new labels would else find none: it came with the
+        checkpoint, or lies in a folder of this computer. One that `config.text_encoder` names is found on the Hub.
+
+        Args:
+            save_text_encoder: `False` leaves it out. What Trainer keeps for itself during training, in folders called
+                `checkpoint-<step>`, is without it in any case.
+        """
+        names = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+        pushed = {name: kwargs.pop(name) for name in names if push_to_hub and name in kwargs}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        name = os.path.basename(os.path.normpath(save_directory))
+        if save_text_encoder and is_main_process and not re.fullmatch(r"checkpoint-\d+", name):
+            self.base_model._keep_text_encoder(os.path.join(save_directory, "text_encoder"))
+        if push_to_hub and is_main_process:
+            # Stock's own argument would send what stock has written alone.
+            self.push_to_hub(pushed.pop("repo_id", name), token=kwargs.get("token"), **pushed)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As in transformers. Loading makes every parameter trainable, so what stays frozen is frozen again.
@@ -562,6 +584,28 @@ class LaSCLModel(LaSCLPreTrainedModel):
             )
         return self.config.text_encoder, self.config.text_encoder_revision, ""
 
+    def _keep_text_encoder(self, folder: str):
+        """Saves the text encoder into a folder, unless the Hub has it by the name in the configuration, or it is there
+        already. Weights are not lost for its sake: what cannot be had is warned of."""
+        try:
+            name, revision, subfolder = self._find_text_encoder()
+        except ValueError:  # it knows none
+            if getattr(self.config, "_commit_hash", None):
+                logger.warning("No text encoder of this checkpoint is found: what is saved takes no new labels.")
+            return
+        is_there = os.path.isdir(folder) and os.path.isdir(name) and os.path.samefile(name, folder)
+        if is_there or (not subfolder and not is_folder_name(name)):
+            return
+        announce_download(name, revision, subfolder)
+        try:
+            save_text_encoder(name, folder, revision, subfolder)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logger.warning(
+                f"The text encoder {described(name, revision, subfolder)} could not be saved ({reason}): what is saved "
+                "answers its labels, and no new ones."
+            )
+
     def _set_labels(self, labels, template, text_encoder, tokenizer):
         labels, template = checked_labels(labels), template or self.config.label_template
         if "{label}" not in template:
@@ -605,7 +649,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
 
         Args:
             audio: Hub name or folder of the audio encoder.
-            text: Hub name or folder of the text encoder; only its embeddings of `labels` are kept.
+            text: Hub name or folder of the text encoder; only its embeddings of `labels` are kept in memory. Of a name,
+                the commit is kept as `text_encoder_revision`; what lies in a folder is saved with the model.
             labels: the K label words.
             audio_encoder_revision: branch, tag or commit of `audio`. For `text` there is `text_encoder_revision`.
             window_s: Whisper only: the longest clip it will see, in whole seconds; by default its own 30.
@@ -622,15 +667,15 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         labels = checked_labels(labels)
         audio_encoder = load_audio_encoder(audio, revision=audio_encoder_revision, window_s=window_s)
         text_encoder, tokenizer = load_text_encoder(text, config.get("text_encoder_revision"))
-        # Copies, because LaSCLConfig resets the attention implementation that the loaded encoders have chosen.
-        for encoder in (audio_encoder, text_encoder):
-            if os.path.isdir(encoder.config._name_or_path):
-                encoder.config._name_or_path = ""  # nobody's business once the checkpoint is published
+        # The commit, so that new words meet the same encoder when its branch has moved on; a folder has none.
+        commit = None if os.path.isdir(text) else getattr(text_encoder.config, "_commit_hash", None)
+        config["text_encoder_revision"] = commit
         model = cls(
             LaSCLConfig(
+                # Copies, because LaSCLConfig resets the attention implementation that the loaded encoders have chosen.
                 audio_config=copy.deepcopy(audio_encoder.config),
                 text_config=copy.deepcopy(text_encoder.config),
-                # Absolute, so that it is found from elsewhere and never taken for a Hub name.
+                # Absolute, so that it is found from elsewhere and never taken for a Hub name. Not saved.
                 text_encoder=os.path.abspath(text) if os.path.isdir(text) else text,
                 id2label=dict(enumerate(labels)),
                 **config,
@@ -756,6 +801,21 @@ def load_text_encoder(name_or_path: str, revision: str | None = None, subfolder:
     config = AutoConfig.from_pretrained(name_or_path, **where)
     encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **where)
     return (encoder.get_encoder() if config.is_encoder_decoder else encoder).eval(), tokenizer
+
+
+def save_text_encoder(name_or_path: str, folder: str, revision: str | None = None, subfolder: str = ""):
+    """Saves a text encoder and its tokenizer, as `load_text_encoder` finds them, in a folder, which is replaced: what
+    transformers writes, and no other file that lies beside them."""
+    where = {"revision": revision or "main", "subfolder": subfolder}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of what a checkpoint lacks and nothing uses, such as BERT's pooler: the same bytes
+        parts = [
+            AutoModel.from_pretrained(name_or_path, dtype="auto", **where),
+            AutoTokenizer.from_pretrained(name_or_path, **where),
+        ]
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in parts:
+        part.save_pretrained(folder)
 
 
 def find_file(name_or_path: str, file: str, **where) -> str | None:

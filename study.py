@@ -428,7 +428,7 @@ def begin_fold(folder: Path, run: PlannedRun, run_dir: Path, number: int) -> tup
                 if run.skipped:
                     write_csv(run_dir / "skipped.csv", run.skipped)
             if run.recipe.init_from:
-                encoders = train.ready_start(run.recipe, run.corpus, run.folds)
+                encoders = train.ready_start(run.recipe, run_dir, run.corpus, run.folds)
             else:
                 encoders = train.ready_encoders(run.recipe, run_dir)
             (run_dir / f"fold-{number}").mkdir(exist_ok=True)

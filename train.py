@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -43,7 +44,7 @@ from lascl.evaluation import read_predictions, results_table, summarise_run
 from lascl.evaluation.results import score_rows
 from lascl.hub.card import fold_card
 from lascl.hub.publish import FULL_DATA, BackgroundPublisher
-from lascl.modeling_lascl import LaSCLModel
+from lascl.modeling_lascl import LaSCLModel, save_text_encoder
 from lascl.report import write_report
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
 from lascl.training.lora import add_lora
@@ -51,7 +52,15 @@ from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
 from lascl.training.prediction import predict_fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 from lascl.training.recipe import FIXED_BY_WEIGHTS, Recipe, parse_recipe, recorded_recipe, with_absent
-from lascl.training.run_directory import environment, is_disk_full, open_run, write_arrays, write_csv, write_json
+from lascl.training.run_directory import (
+    environment,
+    is_disk_full,
+    link_or_copy,
+    open_run,
+    write_arrays,
+    write_csv,
+    write_json,
+)
 
 
 # Of a checkpoint that training starts from, what the recipe decides nevertheless.
@@ -92,7 +101,9 @@ def main(argv: list[str] | None = None):
                 write_protocol(run_dir, describe(recipe, corpus, folds, num_skipped=len(skipped)), corpus, folds)
                 if skipped:
                     write_csv(run_dir / "skipped.csv", skipped)
-            encoders = ready_start(recipe, corpus, folds) if recipe.init_from else ready_encoders(recipe, run_dir)
+            encoders = (
+                ready_start(recipe, run_dir, corpus, folds) if recipe.init_from else ready_encoders(recipe, run_dir)
+            )
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
@@ -494,6 +505,8 @@ def clip_limit_s(recipe: Recipe, extractor) -> float:
 def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
     """Names or folders of the two encoders; those with random weights are made under the run directory once.
 
+    A text encoder from a folder is copied there too: every checkpoint of the run brings it along.
+
     Raises:
         ValueError: an encoder that cannot be loaded, or whose type LaSCL refuses; no weights are read to know it.
     """
@@ -519,7 +532,22 @@ def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
         if kind == "audio":
             with torch.device("meta"):
                 LaSCLModel(LaSCLConfig(audio_config=config, **recipe.model_config()))
-    return tuple(made)
+    return made[0], keep_text_encoder(made[1], run_dir)
+
+
+def keep_text_encoder(name: str, run_dir: Path) -> str:
+    """A text encoder's name on the Hub; of one in a folder, the folder of the run that holds it, saved once."""
+    folder = run_dir / "encoders" / "text"
+    if not Path(name).is_dir() or Path(name) == folder:
+        return name
+    if not folder.is_dir():
+        partial = folder.with_name(f".text.{os.getpid()}")
+        save_text_encoder(name, str(partial))
+        try:
+            partial.rename(folder)
+        except OSError:  # a process beside this one, of a study, was faster
+            shutil.rmtree(partial)
+    return str(folder)
 
 
 def is_run(init_from: str) -> bool:
@@ -555,9 +583,9 @@ def check_run(recipe: Recipe, corpus, folds: list[Fold]):
             )
 
 
-def ready_start(recipe: Recipe, corpus, folds: list[Fold]) -> tuple[str, str]:
+def ready_start(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold]) -> tuple[str, str]:
     """The folder of the LaSCL checkpoint that training starts from, fetched if need be, or the run directory of the
-    folds' checkpoints, and the folder of its own `text_encoder/`, empty if it has none.
+    folds' checkpoints, and the folder of this run with its text encoder, empty if that is on the Hub.
 
     Raises:
         ValueError: no LaSCL checkpoint, a recipe that its weights do not fit, a Whisper window too short, or a run
@@ -590,8 +618,10 @@ def ready_start(recipe: Recipe, corpus, folds: list[Fold]) -> tuple[str, str]:
             f"init_from hears {window_s:g} s at most, and this corpus has {longest_s:.1f} s. To cut longer utterances, "
             f"set max_duration_s to {window_s:g}."
         )
-    text_encoder = folder / "text_encoder"
-    return str(start), str(text_encoder) if text_encoder.is_dir() else ""
+    # Its own, or the folder that the configuration of an older LaSCL names.
+    own = folder / "text_encoder"
+    text_encoder = str(own) if own.is_dir() else config.text_encoder or ""
+    return str(start), keep_text_encoder(text_encoder, run_dir) if text_encoder and Path(text_encoder).is_dir() else ""
 
 
 def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAudioClassification:
@@ -613,10 +643,10 @@ def save_checkpoint(model, extractor, folder: Path, recipe: Recipe, text_encoder
     partial = folder.with_name(".checkpoint")
     for stale in (partial, folder):
         shutil.rmtree(stale, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, save_text_encoder=False)
     extractor.save_pretrained(partial)
-    if not isinstance(recipe.text_encoder, str) and text_encoder:
-        shutil.copytree(text_encoder, partial / "text_encoder")  # random weights are nowhere else
+    if text_encoder and Path(text_encoder).is_dir():  # of this run: it is nowhere else
+        shutil.copytree(text_encoder, partial / "text_encoder", copy_function=link_or_copy)
     # Filled with what is known before the fold is predicted; the published card has the scores too.
     fold_dir = folder.parent
     number = None if fold_dir.name == FULL_DATA else int(fold_dir.name.removeprefix("fold-"))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from lascl.configuration_lascl import HUB_NAME
 from lascl.data.public_corpora import PUBLIC_CORPORA
 from lascl.evaluation.report_data import best_epoch_on_test, parsed_file
 from lascl.evaluation.results import interval_of, per_cent, read_predictions, score_rows, with_interval
@@ -47,8 +47,6 @@ FIGURES = {
     "confusion": "Confusion matrix of the held-out utterances of all folds.",
     "tsne": "t-SNE map of the held-out utterances of the run's first fold, with the label embeddings if it has any.",
 }
-# `name` or `owner/name`; a folder outside the working directory has a longer path, a leading dot or a leading slash.
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def fold_card(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -43,14 +42,14 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 from huggingface_hub.utils._http import default_client_factory
-from transformers import AutoModel, AutoTokenizer
 
 from lascl.console import unless_pipe_closes
 from lascl.hub.card import fold_card, public_config
 from lascl.hub.ownership import CARD, RECORD, Record, hashes, is_lascl_config, merged_card
 from lascl.hub.space import SDK, check_index_url, stage_space
+from lascl.modeling_lascl import save_text_encoder
 from lascl.training.recipe import HUB_MAIN, check_repo_id
-from lascl.training.run_directory import write_text
+from lascl.training.run_directory import link_or_copy, write_text
 
 
 # The HTTP client that huggingface_hub uses, whose errors come through: httpx, and httpx2 from its version 2 on, with
@@ -279,8 +278,8 @@ def stage_fold(
         run_dir: a run directory.
         number: of a finished fold.
         repo_id: for the code in the card.
-        publish_text_encoder: with `text_encoder/`: the text encoder and its tokenizer. One with random weights is there
-            always.
+        publish_text_encoder: with `text_encoder/`: the text encoder and its tokenizer. One that came from a folder is
+            there always.
 
     Returns:
         The folder. Large files are hard links to the checkpoint's, where the file system has them.
@@ -295,31 +294,24 @@ def stage_fold(
     shutil.rmtree(folder, ignore_errors=True)
     # The card is written anew below: through a hard link it would be the checkpoint's that changes.
     left_out = shutil.ignore_patterns("README.md", "__pycache__", "training_args.bin")
-    shutil.copytree(fold_dir / "checkpoint", folder, ignore=left_out, copy_function=_link)
-    # Written anew, so without the checkpoint's link: no path of this computer is published.
+    shutil.copytree(fold_dir / "checkpoint", folder, ignore=left_out, copy_function=link_or_copy)
+    # Written anew, so without the checkpoint's link: that of an older LaSCL may hold paths of this computer.
     write_text(folder / "config.json", public_config(fold_dir / "checkpoint"))
     for name in ("predictions.csv", "metrics.json") if number is not None else ():
-        _link(fold_dir / name, folder / name)
+        link_or_copy(fold_dir / name, folder / name)
     for name in ("confusion.png", "tsne.png"):  # the card shows them
         if (run_dir / "figures" / name).is_file():
             (folder / "figures").mkdir(exist_ok=True)
-            _link(run_dir / "figures" / name, folder / "figures" / name)
+            link_or_copy(run_dir / "figures" / name, folder / "figures" / name)
     if publish_text_encoder and not (folder / "text_encoder").is_dir():
         shutil.copytree(
-            _save_text_encoder(run_dir, fold_dir / "checkpoint"), folder / "text_encoder", copy_function=_link
+            _save_text_encoder(run_dir, fold_dir / "checkpoint"), folder / "text_encoder", copy_function=link_or_copy
         )
     shutil.copyfile(HANDLER, folder / "handler.py")
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in HANDLER_REQUIREMENTS), encoding="utf-8")
     fold_card(run_dir, number, repo_id, checkpoint=fold_dir / "checkpoint").save(folder / CARD)
     write_text(folder / RECORD, Record.of_folder(folder).text())
     return folder
-
-
-def _link(source, target):
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
 
 
 def _save_text_encoder(run_dir: Path, checkpoint: Path) -> Path:
@@ -329,10 +321,7 @@ def _save_text_encoder(run_dir: Path, checkpoint: Path) -> Path:
     if config["text_encoder"] is None:
         raise ValueError("the checkpoint does not know its text encoder; leave out publish_text_encoder")
     if not folder.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-        for kind in (AutoModel, AutoTokenizer):
-            loaded = kind.from_pretrained(config["text_encoder"], revision=config["text_encoder_revision"] or "main")
-            loaded.save_pretrained(partial)
+        save_text_encoder(config["text_encoder"], partial, config["text_encoder_revision"])
         partial.rename(folder)
     return folder
 

@@ -34,7 +34,7 @@ root, found = Path(sys.argv[1]), {}
 def publish(hub, repo_id, branch, *folders, **renamed):
     files = {}
     for folder, prefix in [(folder, "") for folder in folders] + [(f, f"{name}/") for name, f in renamed.items()]:
-        for path in sorted((root / folder).iterdir()):
+        for path in sorted(path for path in (root / folder).iterdir() if path.is_file()):
             files[prefix + path.name] = hub.store(path.read_bytes(), large=path.suffix == ".safetensors")
     return hub.repositories.setdefault(repo_id, Repository()).add(branch, files, f"{len(files)} files")
 
@@ -77,6 +77,16 @@ with LoopbackHub(root / "hub") as hub:
     new_labels("pipeline", main)
     main.save_pretrained(root / "saved")
 
+    from lascl import LaSCLForAudioClassification
+
+    found["text commit"] = publish(hub, "org/words", "main", "text-1")
+    built = LaSCLForAudioClassification.from_encoders(sys.argv[4], "org/words", ["angry", "sad"], projection_dim=8)
+    found["built revision"] = built.config.text_encoder_revision
+    publish(hub, "org/words", "main", "text-3")  # the branch moves on
+    built.save_pretrained(root / "built")
+    found["built files"] = sorted(path.name for path in (root / "built").iterdir())
+    new_labels("built", AutoModel.from_pretrained(root / "built", trust_remote_code=True))
+
     publish(hub, "org/bare", "fold-1", "model-of-hub-text")
     publish(hub, "org/text", "main", "text-1")
     publish(hub, "org/text", "v2", "text-3")
@@ -109,20 +119,22 @@ def published(audio_encoders, tmp_path_factory):
         )
         if name == "model-of-hub-text":
             model.config.text_encoder, model.config.text_encoder_revision = "org/text", "v2"
-        else:
-            model.config.text_encoder = "/nowhere/text"  # of its author's computer
-        model.save_pretrained(root / name)
+        model.save_pretrained(root / name, save_text_encoder=False)
+        if name == "model":  # as an older LaSCL saved it: with a folder of its author's computer
+            config = json.loads((root / name / "config.json").read_text())
+            (root / name / "config.json").write_text(json.dumps({**config, "text_encoder": "/nowhere/text"}))
         for extractor in Path(audio_encoders["wav2vec2-group"]).glob("preprocessor_config.json"):
             (root / name / extractor.name).write_bytes(extractor.read_bytes())
     return root
 
 
 @pytest.fixture(scope="module")
-def found(published, tmp_path_factory):
+def found(published, audio_encoders, tmp_path_factory):
     home = tmp_path_factory.mktemp("elsewhere")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment = {**clean, "HF_HOME": str(home / "hf"), "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", USER, str(published), str(home / "found.json"), json.dumps(WORDS)]
+    command.append(audio_encoders["wav2vec2-group"])
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((home / "found.json").read_text())
@@ -145,6 +157,7 @@ def features(folder, words=WORDS):
         ("again", "text-2"),
         ("AutoModel", "text-3"),
         ("pipeline", "text-1"),
+        ("built", "text-1"),  # of the commit that it was built with
         ("bare", "text-3"),  # v2 of org/text, not its main
         ("down, cached", "text-3"),  # its own cannot be reached, the same encoder elsewhere is in the cache
     ],
@@ -171,6 +184,13 @@ def test_an_encoder_that_cannot_be_had_is_named(found):
     assert kind == "OSError" and "text encoder /nowhere/text" in message and "model.config.text_encoder" in message
     kind, message = found["down error"]
     assert kind == "OSError" and "text encoder org/never-loaded" in message and "Is the Hub reachable?" in message
+
+
+def test_of_a_text_encoder_on_the_hub_name_and_commit_are_saved(found, published):
+    assert found["built revision"] == found["text commit"]
+    assert "text_encoder" not in found["built files"]
+    config = json.loads((published / "built" / "config.json").read_text())
+    assert (config["text_encoder"], config["text_encoder_revision"]) == ("org/words", found["text commit"])
 
 
 def test_the_commit_is_not_saved(found, published):

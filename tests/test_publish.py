@@ -22,7 +22,7 @@ import yaml
 from conftest import read_csv
 from huggingface_hub import constants
 from loopback_hub import ALWAYS, LoopbackHub
-from test_remote_code import STRANGER
+from test_remote_code import STRANGER, TEXT_ENCODER_FILES
 
 from lascl.hub import publish as publishing
 from lascl.hub.publish import PublishingError, fold_for_main, publish, stage_fold
@@ -39,6 +39,7 @@ CODE = {"configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py"}
 STAGED = CODE | {
     *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "predictions.csv", "metrics.json"),
     *("figures/confusion.png", "figures/tsne.png", ".lascl-files.json", "handler.py", "requirements.txt"),
+    *(f"text_encoder/{name}" for name in TEXT_ENCODER_FILES),
 }
 # What a publishing asks of the Hub, in this order.
 REQUESTS = {
@@ -157,17 +158,13 @@ def test_a_run_with_push_to_hub_leaves_a_branch_for_each_fold_and_main(published
     assert set(repository.branches) == {"fold-1", "fold-2", "main"}
     for branch, number in (("fold-1", 1), ("fold-2", 2), ("main", fold_for_main(published.run))):
         assert set(published.hub.content(REPO, branch)) == STAGED | {".gitattributes"}
-        made = {"README.md", "config.json", ".lascl-files.json", "handler.py", "requirements.txt"}
+        made = {"README.md", ".lascl-files.json", "handler.py", "requirements.txt"}
         made |= {"figures/confusion.png", "figures/tsne.png"}
         for name in STAGED - made:
             found = published.hub.read(REPO, branch, name)
             fold_dir = published.run / f"fold-{number}"
             kept = fold_dir / name if name in ("predictions.csv", "metrics.json") else fold_dir / "checkpoint" / name
             assert found == kept.read_bytes(), (branch, name)
-        # The configuration too, but for the folders of this computer.
-        kept = json.loads((published.run / f"fold-{number}" / "checkpoint" / "config.json").read_text())
-        assert Path(kept["text_encoder"]).is_dir()
-        assert json.loads(published.hub.read(REPO, branch, "config.json")) == {**kept, "text_encoder": None}
         assert f'revision="fold-{number}"' in published.hub.read(REPO, branch, "README.md").decode()
     # All weights arrived in the first commit of their branch; what may follow is the card with the run's results.
     for branch in ("fold-1", "fold-2"):
@@ -643,7 +640,12 @@ def test_killed_after_its_commit_a_publishing_still_knows_what_is_whose(run, hub
 def test_the_text_encoder_is_published_on_demand(run, tmp_path, text_encoder):
     from transformers import AutoModel, AutoTokenizer
 
-    assert not (stage_fold(run.dir, 1, REPO) / "text_encoder").exists()
+    checkpoint = run.dir / "fold-1" / "checkpoint"
+    shutil.rmtree(checkpoint / "text_encoder")  # as an older LaSCL saved it
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "text_encoder": text_encoder}))
+    staged = stage_fold(run.dir, 1, REPO)
+    assert not (staged / "text_encoder").exists() and text_encoder not in (staged / "config.json").read_text()
     folder = stage_fold(run.dir, 1, REPO, publish_text_encoder=True) / "text_encoder"
     expected = AutoModel.from_pretrained(text_encoder).state_dict()
     found = AutoModel.from_pretrained(folder).state_dict()

@@ -19,6 +19,7 @@ from lascl import encoders_lascl as encoders
 from lascl import modeling_lascl as modeling
 
 
+TEXT_ENCODER_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 HUB_FILES = [Path(module.__file__) for module in (configuration, encoders, modeling)]
 FAMILIES = list(AUDIO_ENCODERS)
 
@@ -170,13 +171,18 @@ def test_without_trust_the_refusal_is_the_one_of_transformers(family, stranger):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_is_three_code_files_safetensors_and_json(family, checkpoints):
     folder = checkpoints[0] / family
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if "__pycache__" not in path.parts} == {
+    assert {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    } == {
         "config.json",
         "configuration_lascl.py",
         "encoders_lascl.py",
         "model.safetensors",
         "modeling_lascl.py",
         "preprocessor_config.json",
+        *(f"text_encoder/{name}" for name in TEXT_ENCODER_FILES),
     }
     for source in HUB_FILES:
         assert (folder / source.name).read_bytes() == source.read_bytes()

@@ -149,6 +149,15 @@ def write_bytes(path: str | Path, content: bytes):
     os.replace(temporary, path)
 
 
+def link_or_copy(source: str | Path, target: str | Path):
+    """A hard link to a file, or a copy where there can be none. What is linked must only ever be replaced, never
+    written to."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an exception says that a file could not be written for want of space, quota or allowed size.
 
