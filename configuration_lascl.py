@@ -104,7 +104,7 @@ class LaSCLConfig(PretrainedConfig):
     """
 
     model_type = "lascl"
-    keys_to_ignore_at_inference = ["audio_embeds", "label_embeds", "pooled_audio", "terms"]
+    keys_to_ignore_at_inference = ["audio_embeds", "label_embeds", "pooled_audio", "hidden_states", "terms"]
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
     # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
     # needs none of them still loads under the code of the first ones.
@@ -188,7 +188,7 @@ class LaSCLConfig(PretrainedConfig):
             encoder = getattr(self, name)
             written[name] = encoder.to_diff_dict()
             written[name].pop("transformers_version", None)
-            if encoder._name_or_path:
+            if encoder._name_or_path and not is_folder_name(encoder._name_or_path):
                 written[name]["_name_or_path"] = encoder._name_or_path
         defaults = self.field_defaults()
         for name in self._later_fields:
@@ -212,7 +212,7 @@ class LaSCLConfig(PretrainedConfig):
         return self.audio_config.hidden_size * max(1, len(self.audio_layer_numbers))
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, which saves it, but without names of folders: they tell of the author's computer, and on
+        """As in transformers, without names of folders: it is saved, and they tell of the author's computer, and on
         another one find nothing or, worse, something else."""
         content = super().to_dict()
         if content.get("text_encoder") and is_folder_name(content["text_encoder"]):

@@ -110,6 +110,11 @@ def _first_convolution(encoder) -> nn.Module | None:
     return convolutions[0] if convolutions else None
 
 
+def input_convolution(encoder: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The convolution that audio enters by: the module that owns it, and its name there."""
+    return (encoder, "conv1") if encoder.config.model_type == "whisper" else (_first_convolution(encoder), "conv")
+
+
 def _before_convolutions(encoder) -> list[nn.Module]:
     """Layers of the position embedding whose output runs into a further convolution: there padding is no longer
     zero, and would leak into the last valid frames."""
@@ -201,7 +206,9 @@ class RecomputedWavLMAttention(WavLMAttention):
 
     def _attend(self, hidden_states, query, key, value, position_bias, padding):
         """(B, H, T, D). `position_bias` may have more than T columns, which are cut off again."""
-        gates = self.gru_rel_pos_linear(self._split_heads(hidden_states))  # (B, H, T, 8)
+        # (B * H, T, D) and back: bitsandbytes' layers take no more dimensions.
+        by_head = self._split_heads(hidden_states)
+        gates = self.gru_rel_pos_linear(by_head.flatten(0, 1)).unflatten(0, by_head.shape[:2])  # (B, H, T, 8)
         gate_a, gate_b = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)  # (B, H, T, 1) each
         gate = gate_a * (gate_b * self.gru_rel_pos_const - 1) + 2
         bias = gate * position_bias  # (B, H, T, T or more)
@@ -245,6 +252,13 @@ def encode_audio(
     Raises:
         ValueError: Whisper features of another length than its window, with both lengths.
     """
+    outputs, mask = encoder_outputs(encoder, inputs, attention_mask, all_layers=all_layers)
+    return (outputs.hidden_states if all_layers else outputs.last_hidden_state), mask
+
+
+def encoder_outputs(encoder: PreTrainedModel, inputs, attention_mask, *, all_layers: bool):
+    """As `encode_audio`, with all that the encoder returns: its last state need not be the last of all, which some
+    encoders normalise once more."""
     if encoder.config.model_type == "whisper":
         window = 2 * encoder.config.max_source_positions
         if inputs.shape[-1] != window:
@@ -267,9 +281,10 @@ def encode_audio(
         _tell_valid_frames(encoder, attention_mask)
         hidden = _draw_time_mask(encoder, inputs, attention_mask) if encoder.training else {}
         outputs = encoder(inputs, attention_mask=attention_mask, output_hidden_states=all_layers, **hidden)
+        _tell_valid_frames(encoder, None)  # an exported graph must leave its modules as they were
     last = outputs.last_hidden_state
     mask = frame_mask(encoder, attention_mask, batch_size=last.shape[0], num_frames=last.shape[1], device=last.device)
-    return (outputs.hidden_states if all_layers else last), mask
+    return outputs, mask
 
 
 def frame_mask(

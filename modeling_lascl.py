@@ -25,7 +25,14 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_lascl import REDUCTIONS, LaSCLConfig, is_folder_name
-from .encoders_lascl import build_audio_encoder, encode_audio, load_audio_encoder, refuse_odd_audio
+from .encoders_lascl import (
+    build_audio_encoder,
+    encoder_outputs,
+    has_no_values,
+    input_convolution,
+    load_audio_encoder,
+    refuse_odd_audio,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -264,9 +271,14 @@ class LaSCLProjection(nn.Module):
         self.output = nn.Linear(projection_dim, projection_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.hidden.weight.is_floating_point():  # quantised weights take what they are given
-            x = x.to(self.hidden.weight.dtype)
-        return self.output(F.gelu(self.hidden(x)))
+        return self.output(F.gelu(self.hidden(as_computed(self.hidden, x))))
+
+
+def as_computed(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`x` in the precision of a linear layer. A quantised weight may be integers, whose bias then tells the precision,
+    or no parameter at all: then as it is."""
+    floating = (parameter.dtype for parameter in linear.parameters() if parameter.is_floating_point())
+    return x.to(next(floating, x.dtype))
 
 
 @dataclass
@@ -281,6 +293,7 @@ class LaSCLOutput(ModelOutput):
         audio_embeds: (B, D), unit length.
         label_embeds: (K, D), unit length; not of `LaSCLForAudioClassification` at inference.
         pooled_audio: (B, d_a), the pooled hidden states H_a (eq. 1), standardised if the configuration says so.
+        hidden_states: given `output_hidden_states`: of the audio encoder, its embedding and each layer, (B, T, C) each.
         terms: the unweighted loss terms by name.
     """
 
@@ -290,6 +303,7 @@ class LaSCLOutput(ModelOutput):
     audio_embeds: torch.Tensor | None = None
     label_embeds: torch.Tensor | None = None
     pooled_audio: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
     terms: dict[str, torch.Tensor] | None = None
 
 
@@ -316,6 +330,18 @@ class LaSCLPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolution that audio enters by, as of transformers' Whisper."""
+        owner, name = input_convolution(self.base_model.audio_encoder)
+        return getattr(owner, name)
+
+    def set_input_embeddings(self, value: nn.Module):
+        owner, name = input_convolution(self.base_model.audio_encoder)
+        setattr(owner, name, value)
+
+    def _returns_dict(self, wanted: bool | None) -> bool:
+        return bool(self.config.return_dict if wanted is None else wanted)
 
     def save_pretrained(
         self, save_directory, is_main_process=True, *, save_text_encoder=True, push_to_hub=False, **kwargs
@@ -351,8 +377,7 @@ class LaSCLPreTrainedModel(PreTrainedModel):
         model.base_model.freeze_constants()
         if pretrained_model_name_or_path is not None and not os.path.isdir(pretrained_model_name_or_path):
             where = {name: kwargs[name] for name in ("revision", "cache_dir", "subfolder") if name in kwargs}
-            file = find_file(pretrained_model_name_or_path, "config.json", local_files_only=True, **where)
-            model.config._commit_hash = extract_commit_hash(file, None)
+            model.config._commit_hash = cached_commit(pretrained_model_name_or_path, **where)
         return (model, loading_info) if output_loading_info else model
 
 
@@ -455,7 +480,9 @@ class LaSCLModel(LaSCLPreTrainedModel):
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pooled_audio: torch.Tensor | None = None,
-    ) -> LaSCLOutput:
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LaSCLOutput | tuple:
         """Embeds utterances and labels.
 
         Args:
@@ -463,31 +490,40 @@ class LaSCLModel(LaSCLPreTrainedModel):
             input_features: (B, mel bins, mel frames) instead, for Whisper.
             attention_mask: (B, samples or mel frames), 1 on signal; `None`: nothing is padding.
             pooled_audio: (B, d_a) instead of both, as an earlier call returned it: nothing is encoded.
+            output_hidden_states: whether to return the audio encoder's states; by default as the configuration says.
+            return_dict: `False` returns the tuple of what there is; by default as the configuration says.
 
         Returns:
-            `audio_embeds`, `label_embeds`, `pooled_audio`.
+            `audio_embeds`, `label_embeds`, `pooled_audio`, and `hidden_states` if asked for.
 
         Raises:
             ValueError: none or several of the inputs; no labels set yet; Whisper features of another length than its
                 window; and, in evaluation mode, audio that is empty, shorter than one frame of the encoder, or holds
                 NaN or infinite values, unless `takes_odd_audio` is set.
         """
-        pooled = self._pool_audio(input_values, input_features, attention_mask, pooled_audio)
-        return LaSCLOutput(
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        pooled, hidden_states = self._pool_audio(input_values, input_features, attention_mask, pooled_audio, wanted)
+        output = LaSCLOutput(
             audio_embeds=unit_length(self.audio_projection(pooled)),
             label_embeds=self.get_label_embeddings(),
             pooled_audio=pooled,
+            hidden_states=hidden_states,
         )
+        return output if self._returns_dict(return_dict) else output.to_tuple()
 
-    def _pool_audio(self, input_values, input_features, attention_mask, pooled_audio=None) -> torch.Tensor:
-        """(B, d_a): H_a of eq. 1. Paper unclear: how frames become one vector; we take the mean over valid frames."""
+    def _pool_audio(self, input_values, input_features, attention_mask, pooled_audio=None, with_states=False):
+        """(B, d_a): H_a of eq. 1, and the encoder's hidden states `with_states`. Paper unclear: how frames become one
+        vector; we take the mean over valid frames."""
         if sum(given is not None for given in (input_values, input_features, pooled_audio)) != 1:
             raise ValueError("Give exactly one of input_values, input_features and pooled_audio.")
         if pooled_audio is not None:
-            return _full_precision(pooled_audio)
+            return _full_precision(pooled_audio), None
         inputs = input_values if input_features is None else input_features
         numbers, weighted = self.config.audio_layer_numbers, self.layer_weights is not None
-        hidden, mask = encode_audio(self.audio_encoder, inputs, attention_mask, all_layers=weighted or bool(numbers))
+        all_layers = weighted or bool(numbers) or with_states
+        outputs, mask = encoder_outputs(self.audio_encoder, inputs, attention_mask, all_layers=all_layers)
+        hidden = outputs.hidden_states if weighted or numbers else outputs.last_hidden_state
+        states = tuple(outputs.hidden_states) if with_states else None
         if weighted:
             share = self.layer_weights.softmax(dim=0)
             hidden = sum(weight * layer for weight, layer in zip(share, hidden))  # (B, T, d_a)
@@ -498,7 +534,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
             pooled = pool(hidden, mask)
         if not self.training and not self.takes_odd_audio:
             refuse_odd_audio(self.audio_encoder, inputs, attention_mask, pooled)
-        return self.standardise(pooled)
+        return self.standardise(pooled), states
 
     def standardise(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, d_a) pooled audio as `standardise_audio` wants it, by what `set_pooled_statistics` took."""
@@ -513,7 +549,8 @@ class LaSCLModel(LaSCLPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, D) unit-length audio embeddings, float32; arguments and errors as in `forward`, but without labels."""
-        return unit_length(self.audio_projection(self._pool_audio(input_values, input_features, attention_mask)))
+        pooled, _ = self._pool_audio(input_values, input_features, attention_mask)
+        return unit_length(self.audio_projection(pooled))
 
     def get_label_embeddings(self) -> torch.Tensor:
         """(K, D) unit-length embeddings of `config.labels`, in their order, float32.
@@ -525,14 +562,14 @@ class LaSCLModel(LaSCLPreTrainedModel):
         Raises:
             ValueError: no labels were set yet.
         """
-        if not self._has_label_features:
+        if not (self._has_label_features or has_no_values(self.label_features)):
             # Looked at once a model: after that a check would stop the GPU at every step.
             self._has_label_features = bool(torch.isfinite(self.label_features).all())
-        if not self._has_label_features:
-            raise ValueError(
-                "This model has no label embeddings yet. Call model.set_labels([...]), or build it with "
-                "LaSCLForAudioClassification.from_encoders."
-            )
+            if not self._has_label_features:
+                raise ValueError(
+                    "This model has no label embeddings yet. Call model.set_labels([...]), or build it with "
+                    "LaSCLForAudioClassification.from_encoders."
+                )
         if self.training:
             return unit_length(self.text_projection(self.label_features))
         # Copies: where a row lies in memory may change the order of its sums, too.
@@ -668,8 +705,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         audio_encoder = load_audio_encoder(audio, revision=audio_encoder_revision, window_s=window_s)
         text_encoder, tokenizer = load_text_encoder(text, config.get("text_encoder_revision"))
         # The commit, so that new words meet the same encoder when its branch has moved on; a folder has none.
-        commit = None if os.path.isdir(text) else getattr(text_encoder.config, "_commit_hash", None)
-        config["text_encoder_revision"] = commit
+        revision = config.get("text_encoder_revision") or "main"
+        config["text_encoder_revision"] = None if os.path.isdir(text) else cached_commit(text, revision=revision)
         model = cls(
             LaSCLConfig(
                 # Copies, because LaSCLConfig resets the attention implementation that the loaded encoders have chosen.
@@ -693,11 +730,14 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         pooled_audio: torch.Tensor | None = None,
-    ) -> LaSCLOutput:
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LaSCLOutput | tuple:
         """Classifies utterances.
 
         Args:
-            input_values, input_features, attention_mask, pooled_audio: as for `LaSCLModel.forward`.
+            input_values, input_features, attention_mask, pooled_audio, output_hidden_states, return_dict: as for
+                `LaSCLModel.forward`.
             labels: (B,) integers in [0, K); given, the loss of eq. 9 on this batch is computed.
 
         Returns:
@@ -709,7 +749,9 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         Raises:
             ValueError: as `LaSCLModel.forward`; `labels` or the classifier asked for after other labels were set.
         """
-        embedded = self.lascl(input_values, input_features, attention_mask, pooled_audio)
+        embedded = self.lascl(
+            input_values, input_features, attention_mask, pooled_audio, output_hidden_states, return_dict=True
+        )
         class_logits = None
         if self.config.classifier_labels is None:
             class_logits = self._classify(embedded.pooled_audio)
@@ -735,7 +777,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 label_anchors=self.config.label_anchors,
                 contrastive_reduction=self.config.contrastive_reduction,
             )
-        return LaSCLOutput(
+        output = LaSCLOutput(
             loss=loss,
             logits=logits,
             class_logits=class_logits,
@@ -743,17 +785,21 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             # transformers' pipeline takes all outputs of a batch apart by utterance; of labels there may be fewer.
             label_embeds=embedded.label_embeds if self.training or labels is not None else None,
             pooled_audio=embedded.pooled_audio,
+            hidden_states=embedded.hidden_states,
             terms=terms,
         )
+        return output if self._returns_dict(return_dict) else output.to_tuple()
 
     def _classify(self, pooled_audio: torch.Tensor) -> torch.Tensor:
         """(B, K) of the classifier, in float32 also where its weights are in half precision: a logit near 14 has steps
         of 0.06 in bfloat16, which would decide between close classes."""
         linear = self.classifier
         with _without_autocast(pooled_audio.device.type):
-            if linear.weight.dtype in (torch.float16, torch.bfloat16):
+            # Quantised weights, and such as accelerate fetches from elsewhere, are used through their layer alone.
+            is_plain = type(linear.weight) is nn.Parameter and linear.weight.device == pooled_audio.device
+            if is_plain and linear.weight.dtype in (torch.float16, torch.bfloat16):
                 return F.linear(pooled_audio, linear.weight.float(), linear.bias.float())
-            return linear(pooled_audio)
+            return linear(as_computed(linear, pooled_audio))
 
     def get_audio_embeddings(self, *args, **kwargs) -> torch.Tensor:
         """See `LaSCLModel.get_audio_embeddings`."""
@@ -828,6 +874,11 @@ def find_file(name_or_path: str, file: str, **where) -> str | None:
         _raise_exceptions_for_connection_errors=False,
         **where,
     )
+
+
+def cached_commit(name_or_path: str, **where) -> str | None:
+    """The commit that a repository's files were fetched of; transformers itself keeps the name alone."""
+    return extract_commit_hash(find_file(name_or_path, "config.json", local_files_only=True, **where), None)
 
 
 def described(name_or_path: str, revision: str | None, subfolder: str) -> str:

@@ -464,7 +464,15 @@ STRAYS = {
 }
 
 
-def test_files_of_others_survive_and_only_what_was_recorded_is_deleted(run, hub):
+def name_text_encoder(run_dir: Path, text_encoder: str):
+    """Turns a run's checkpoints into such as an older LaSCL saved: their text encoder is not beside them."""
+    for config in run_dir.glob("*/checkpoint/config.json"):
+        shutil.rmtree(config.parent / "text_encoder")
+        config.write_text(json.dumps({**json.loads(config.read_text()), "text_encoder": text_encoder}))
+
+
+def test_files_of_others_survive_and_only_what_was_recorded_is_deleted(run, hub, text_encoder):
+    name_text_encoder(run.dir, text_encoder)
     assert lascl_publish(run.dir, "--publish_text_encoder") == 0
     encoder = {name for name in hub.content(REPO, "fold-1") if name.startswith("text_encoder/")}
     assert "text_encoder/config.json" in encoder
@@ -640,10 +648,7 @@ def test_killed_after_its_commit_a_publishing_still_knows_what_is_whose(run, hub
 def test_the_text_encoder_is_published_on_demand(run, tmp_path, text_encoder):
     from transformers import AutoModel, AutoTokenizer
 
-    checkpoint = run.dir / "fold-1" / "checkpoint"
-    shutil.rmtree(checkpoint / "text_encoder")  # as an older LaSCL saved it
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "text_encoder": text_encoder}))
+    name_text_encoder(run.dir, text_encoder)
     staged = stage_fold(run.dir, 1, REPO)
     assert not (staged / "text_encoder").exists() and text_encoder not in (staged / "config.json").read_text()
     folder = stage_fold(run.dir, 1, REPO, publish_text_encoder=True) / "text_encoder"
