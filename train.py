@@ -3,7 +3,7 @@
 Reads like section 3.2 of the paper. Everything lands in the run directory (`output_dir`):
 
     recipe.yaml environment.json protocol.json results.json report.html report.md figures/
-    fold-K/ checkpoint/ predictions.csv embeddings.npz metrics.json log_history.json
+    fold-K/ checkpoint/ predictions.csv embeddings.npz metrics.json log_history.json logs/ (with `report_to`)
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ from lascl.training.run_directory import (
     write_csv,
     write_json,
 )
+from lascl.training.trackers import tracked
 
 
 # Of a checkpoint that training starts from, what the recipe decides nevertheless.
@@ -413,22 +414,23 @@ def train_fold(
             loader = DataLoader(SpeechDataset(corpus, fold.train, **heard), args.eval_batch_size, collate_fn=collator)
             model.lascl.set_pooled_statistics(pooled_audio(model.to(args.device), loader))
         watched = {name: SpeechDataset(corpus, rows, **heard) for name, rows in watched.items()}
-    trainer = LaSCLTrainer(
-        model,
-        args,
-        eval_dataset=watched,
-        train_dataset=train_set,
-        data_collator=collator,
-        processing_class=extractor,
-    )
-    trainer.add_callback(MarkWholeCheckpoints())
-    with PartialState().main_process_first():
-        if PartialState().is_main_process:
-            remove_damaged_checkpoints(args.output_dir)
-        interrupted = last_whole_checkpoint(args.output_dir)
-    if interrupted:
-        PartialState().print(f"Going on after step {interrupted.rpartition('-')[2]}.")
-    trainer.train(resume_from_checkpoint=interrupted)
+    with tracked(args, fold_dir):
+        trainer = LaSCLTrainer(
+            model,
+            args,
+            eval_dataset=watched,
+            train_dataset=train_set,
+            data_collator=collator,
+            processing_class=extractor,
+        )
+        trainer.add_callback(MarkWholeCheckpoints())
+        with PartialState().main_process_first():
+            if PartialState().is_main_process:
+                remove_damaged_checkpoints(args.output_dir)
+            interrupted = last_whole_checkpoint(args.output_dir)
+        if interrupted:
+            PartialState().print(f"Going on after step {interrupted.rpartition('-')[2]}.")
+        trainer.train(resume_from_checkpoint=interrupted)
     if trainer.is_world_process_zero():
         fold_dir.mkdir(parents=True, exist_ok=True)
         write_json(fold_dir / "log_history.json", merge_log(trainer.state.log_history))

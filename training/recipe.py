@@ -16,6 +16,7 @@ from transformers.utils import is_peft_available
 
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.trackers import check_trackers
 
 
 # One field for the three; each sets what `LaSCLConfig` has fields of its own for.
@@ -284,7 +285,9 @@ class Recipe:
             clash = sorted(name for name, value in chosen.items() if self.training.get(name, value) != value)
             if clash:
                 raise ValueError(f"selection best_validation sets {clash[0]} to {chosen[clash[0]]!r}.")
-        return LaSCLTrainingArguments(output_dir=str(output_dir), **{**chosen, **self.training})
+        args = LaSCLTrainingArguments(output_dir=str(output_dir), **{**chosen, **self.training})
+        check_trackers(args.report_to)
+        return args
 
     def to_dict(self) -> dict:
         """The recipe as it would stand in a YAML file, with every default that decides a run written out; without the
