@@ -5,6 +5,7 @@ Letters: B utterances, V views of each, K labels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import datasets
@@ -101,6 +102,38 @@ class SpeechDataset(torch.utils.data.Dataset):
             epoch=epoch,
             utterance_id=f"{self.ids[index]}/{view}",
         )
+
+
+@functools.cache
+def _probe(sampling_rate: int) -> np.ndarray:
+    """One second of a loud voice-like sound, (samples,) float32: at this level a normalising extractor's own epsilon,
+    1e-7 of the variance, tells nothing."""
+    times_s = np.arange(sampling_rate) / sampling_rate
+    harmonics = sum(np.sin(2 * np.pi * 140 * k * times_s + k * k) / k for k in range(1, 20))
+    noise = np.random.default_rng(0).standard_normal(sampling_rate)
+    return (0.2 * harmonics + 0.02 * noise).astype(np.float32)
+
+
+def is_heard(augmentation: str, feature_extractor) -> bool:
+    """Whether an augmentation changes what a feature extractor gives to a model, found by passing a probe through it:
+    as it is and as each of eight draws augments it. Heard is what moves the features by more than 5e-4 of their
+    standard deviation (root mean square) in one draw at least: the faintest noise of `AUGMENTATIONS` moves a waveform
+    by 1e-3, gain moves one that is normalised by 1e-4.
+
+    Args:
+        augmentation: one of `lascl.data.augmentation.AUGMENTATIONS`; `none` is not heard.
+        feature_extractor: of a checkpoint.
+    """
+    rate = feature_extractor.sampling_rate
+    probe, transform = _probe(rate), build_augmentation(augmentation, rate)
+    name = feature_extractor.model_input_names[0]
+    clean = extract_features(feature_extractor, [probe])[name]
+    for draw in range(8):
+        view = augment(probe, rate, name=transform, seed=0, epoch=draw, utterance_id="probe")
+        moved = extract_features(feature_extractor, [view])[name] - clean
+        if moved.square().mean().sqrt() > 5e-4 * clean.std():
+            return True
+    return False
 
 
 def class_indices(labels) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -37,7 +39,7 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a chunk below 1 or under DeepSpeed or FSDP, an augmentation period below 1, a
+            one, a chunk below 1 or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a
             `train_sampling_strategy`, label smoothing, several GPUs in one process, or several processes that do not
             know of each other (torchrun on a CPU without `use_cpu`).
     """
@@ -84,6 +86,7 @@ class LaSCLTrainingArguments(TrainingArguments):
         return 1 if self.augmentation == "none" else self.num_views
 
     def __post_init__(self):
+        refuse_sharded_weights(self.fsdp, self.fsdp_config, self.deepspeed)
         super().__post_init__()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world_size or (launched > 1 and self.parallel_mode != ParallelMode.DISTRIBUTED):
@@ -113,11 +116,11 @@ class LaSCLTrainingArguments(TrainingArguments):
         if self.contrastive_chunk_size is not None:
             if self.contrastive_chunk_size < 1:
                 raise ValueError(f"contrastive_chunk_size must be at least 1; found {self.contrastive_chunk_size}.")
-            # Both also come from the configuration of `accelerate launch`, and then leave `deepspeed` and `fsdp` empty.
-            if self.deepspeed_plugin or self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            # It also comes from the configuration of `accelerate launch`, and then leaves `deepspeed` empty.
+            if self.deepspeed_plugin:
                 raise ValueError(
-                    "contrastive_chunk_size works in one process or under DDP; DeepSpeed and FSDP expect one backward "
-                    "pass a step. Use gradient_checkpointing there."
+                    "contrastive_chunk_size works in one process or under DDP; DeepSpeed expects one backward pass a "
+                    "step. Use gradient_checkpointing there."
                 )
         if self.augmentation_period is not None and self.augmentation_period < 1:
             raise ValueError(f"augmentation_period must be at least 1; found {self.augmentation_period}.")
@@ -130,3 +133,39 @@ class LaSCLTrainingArguments(TrainingArguments):
             )
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is not part of the joint loss; leave it at 0.")
+
+
+def refuse_sharded_weights(fsdp, fsdp_config, deepspeed):
+    """Refuses FSDP and DeepSpeed's ZeRO stage 3, by whichever way they were asked for: by these fields of
+    `TrainingArguments`, or by `accelerate launch`, whose configuration arrives as environment variables. Weights in
+    pieces are not gathered when a fold is saved.
+
+    Raises:
+        ValueError: one of them is on.
+    """
+    remedy = (
+        "Use several GPUs by DDP with contrastive_chunk_size, gradient_checkpointing or bf16, or DeepSpeed ZeRO-2 "
+        "(recipes/accelerate/)."
+    )
+    if (fsdp and str(fsdp).lower() != "false") or fsdp_config or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(f"FSDP is not supported: a fold trained so could not be saved. {remedy}")
+    settings = [deepspeed] if deepspeed else []
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
+        settings += [{"zero_optimization": {"stage": stage}}, os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")]
+    for setting in settings:
+        stage = _deepspeed_settings(setting).get("zero_optimization", {}).get("stage")
+        if str(stage) == "3":
+            raise ValueError(f"DeepSpeed ZeRO-3 is not supported: a fold trained so could not be saved. {remedy}")
+
+
+def _deepspeed_settings(given) -> dict:
+    """Of a mapping, a file or its text; empty for what stock will say something about."""
+    if isinstance(given, str):
+        try:
+            text = Path(given).read_text(encoding="utf-8") if given.endswith(".json") else given
+            given = json.loads(text)
+        except (OSError, ValueError):
+            return {}
+    given = getattr(given, "config", given)  # of an HfDeepSpeedConfig
+    return given if isinstance(given, dict) else {}

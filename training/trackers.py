@@ -32,7 +32,8 @@ def tracked(args: LaSCLTrainingArguments, fold_dir: Path) -> Iterator[None]:
     The tracker's run is called after the fold's folder; its group is `run_name`, by default the last three parts of the
     run directory. TensorBoard's files lie in `logs` themselves, wandb's and mlflow's there too, unless a server is told
     (`WANDB_MODE`, `MLFLOW_TRACKING_URI`). mlflow has experiments for groups and trackio projects, which it keeps in its
-    own folder of the Hugging Face cache. A fold that goes on writes on in its run. Enter it before the Trainer is made.
+    own folder of the Hugging Face cache. A fold that goes on writes on in its run. Other trackers are as
+    transformers has them. Enter it before the Trainer is made.
     """
     logs, run_dir = fold_dir / "logs", fold_dir.parent
     group = args.run_name if args.run_name not in (None, args.output_dir) else "/".join(run_dir.parts[-3:])

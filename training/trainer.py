@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
 
 from lascl.data import UtteranceBatchSampler
-from lascl.data.dataset import class_indices
+from lascl.data.dataset import class_indices, is_heard
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -28,6 +29,9 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None
+
+
+logger = logging.get_logger(__name__)
 
 
 class LaSCLTrainer(Trainer):
@@ -78,6 +82,7 @@ class LaSCLTrainer(Trainer):
                 "give train.py --init_from."
             )
         class_indices(getattr(self.train_dataset, "labels", []))
+        self._warn_of_unheard_augmentation()
         return torch.utils.data.DataLoader(
             self.train_dataset,
             batch_sampler=build_batch_sampler(self.train_dataset, args),
@@ -87,6 +92,17 @@ class LaSCLTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
+
+    def _warn_of_unheard_augmentation(self):
+        """Says so where the augmentation cannot change what the model hears (`lascl.data.dataset.is_heard`)."""
+        speech, extractor = getattr(self.train_dataset, "speech", self.train_dataset), self.processing_class
+        name = getattr(speech, "augmentation_name", "none")
+        hears = extractor is None or name == "none" or self.train_dataset.num_views == 1 or is_heard(name, extractor)
+        if not hears and self.is_world_process_zero():
+            logger.warning(
+                f"The augmentation {name} changes nothing that this model hears, since its {type(extractor).__name__} "
+                "takes it back: choose another augmentation, or none, which is cheaper."
+            )
 
     def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
         """Stock's, of labels that mean the model's words."""
