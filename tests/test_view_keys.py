@@ -148,6 +148,8 @@ def begin(fields, tmp_path_factory):
         folds = make_folds(corpus, recipe.num_folds, **division)
         heard.clear()
         run_dir = tmp_path_factory.mktemp("run")
+        described = train.describe(recipe, corpus, folds, num_skipped=0)
+        (run_dir / "protocol.json").write_text(json.dumps(described), encoding="utf-8")
         with pytest.raises(Begun) as begun:
             encoders = (recipe.audio_encoder, recipe.text_encoder)
             train.cross_validate(recipe, run_dir, corpus, folds, encoders, encoded=encoded)
