@@ -47,7 +47,10 @@ def imports(source: str, package: str) -> set[str]:
             found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
             bound |= {alias.asname or alias.name: f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
-            found.add(node.args[0].value if isinstance(node.args[0], ast.Constant) else "what a variable says")
+            # f"{__name__}.x" is below the room itself, whatever x is.
+            own = ast.unparse(node.args[0]).startswith("f'{__name__}.")
+            named = node.args[0].value if isinstance(node.args[0], ast.Constant) else "what a variable says"
+            found.add(package if own else named)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             first, _, rest = ast.unparse(node).partition(".")
