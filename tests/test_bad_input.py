@@ -135,7 +135,7 @@ def test_emodb_is_checked_too(emodb_like, tmp_path):
         (["--folds", "7"], "There is no fold 7: this corpus has the folds 1 to 3."),
         (["--num_folds", "9"], "num_folds must lie between 2 and the number of speakers, 3; found 9"),
         (["--output_dir", "{folder}/good-00.wav/run"], "cannot be written (Not a directory). Choose another."),
-        (["--train_sampling_strategy", "group_by_length"], "is not used; set bucket_by_length or"),
+        (["--train_sampling_strategy", "group_by_length"], "is not used here: set bucket_by_length or"),
         (["--utterances_per_class", "3"], "global_batch_size must be utterances_per_class (3) times 1 to 2"),
         (["--global_batch_size", "10", "--gradient_accumulation_steps", "10"], "cannot be shared by 1 processes x 10"),
     ],

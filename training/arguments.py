@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.training_args import ParallelMode
+
+from lascl.training.stock_fields import OWN_GROUPS, REFUSED, refuse
 
 
 @dataclass
@@ -26,6 +28,11 @@ class LaSCLTrainingArguments(TrainingArguments):
     there is a GPU), `ddp_find_unused_parameters` (true, also with gradient checkpointing) and `remove_unused_columns`
     (must stay false: batches are made from columns that no model takes).
 
+    A field of stock's that nothing here would act by is refused by name (`lascl.training.stock_fields`). What would
+    choose a checkpoint, stop or lower a rate by a score of the evaluation (`load_best_model_at_end`,
+    `metric_for_best_model`, `save_strategy` best, the schedulers `reduce_lr_on_plateau` and `greedy`) must be told a
+    `metric_for_best_model` of a data set called `validation`, such as `validation_ua`: never by the test.
+
     Batches come from `lascl.data.UtteranceBatchSampler` instead of a `train_sampling_strategy` of stock's: each
     utterance once an epoch, unless `utterances_per_class` balances the classes of every batch.
 
@@ -39,9 +46,11 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a chunk below 1 or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a
-            `train_sampling_strategy`, label smoothing, several GPUs in one process, or several processes that do not
-            know of each other (torchrun on a CPU without `use_cpu`).
+            one, a chunk below 1 or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a field of `REFUSED`
+            in `lascl.training.stock_fields`, a choice by anything but the validation, an optimiser with parameter
+            groups of its own (GaLore, APOLLO, LOMO), several GPUs in one process, or several processes that do not know
+            of each other (torchrun on a CPU without `use_cpu`).
+        ImportError: an optimiser whose package is not installed.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Of everything but the audio encoder."})
@@ -64,6 +73,8 @@ class LaSCLTrainingArguments(TrainingArguments):
     contrastive_chunk_size: int | None = field(
         default=None, metadata={"help": "Utterances a process embeds at once: same gradients, less memory."}
     )
+    per_device_train_batch_size: int | None = None  # derived
+    logging_nan_inf_filter: bool = False
     num_train_epochs: float = 50.0
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1
@@ -87,6 +98,12 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         refuse_sharded_weights(self.fsdp, self.fsdp_config, self.deepspeed)
+        refuse(vars(self), REFUSED)
+        given = self.per_device_train_batch_size
+        if given is None:  # stock reads it before it is known how many processes there are
+            launched = int(os.environ.get("WORLD_SIZE", "1"))
+            parts = launched * max(1, self.gradient_accumulation_steps)
+            self.per_device_train_batch_size = max(1, self.global_batch_size // parts)
         super().__post_init__()
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world_size or (launched > 1 and self.parallel_mode != ParallelMode.DISTRIBUTED):
@@ -106,11 +123,10 @@ class LaSCLTrainingArguments(TrainingArguments):
                 f"{self.world_size} x {self.gradient_accumulation_steps}; found {self.global_batch_size}."
             )
         derived = self.global_batch_size // parts
-        # Stock's default, 8, cannot be told from a wish; a copy of these arguments brings the derived value back.
-        if self.per_device_train_batch_size not in (8, derived):
+        if given not in (None, derived):  # a copy of these arguments brings the derived value back
             raise ValueError(
-                f"per_device_train_batch_size is derived from global_batch_size ({derived} here); found "
-                f"{self.per_device_train_batch_size}. Set global_batch_size."
+                f"per_device_train_batch_size is derived from global_batch_size ({derived} here); found {given}. Set "
+                "global_batch_size."
             )
         self.per_device_train_batch_size = derived
         if self.contrastive_chunk_size is not None:
@@ -124,15 +140,38 @@ class LaSCLTrainingArguments(TrainingArguments):
                 )
         if self.augmentation_period is not None and self.augmentation_period < 1:
             raise ValueError(f"augmentation_period must be at least 1; found {self.augmentation_period}.")
-        # Before transformers 5.2 the one strategy beside `random` was a flag of its own.
-        older = "group_by_length" if getattr(self, "group_by_length", False) else "random"
-        strategy = getattr(self, "train_sampling_strategy", older)
-        if strategy != "random":
+        self._check_choice()
+        self._check_optimiser()
+
+    @property
+    def chooses(self) -> str | None:
+        """The field by which a score of the evaluation decides something, if there is one."""
+        watching = {
+            "load_best_model_at_end": self.load_best_model_at_end,
+            "save_strategy": self.save_strategy == "best",
+            "lr_scheduler_type": self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+            "metric_for_best_model": self.metric_for_best_model is not None,
+        }
+        return next((name for name, is_watching in watching.items() if is_watching), None)
+
+    def _check_choice(self):
+        metric = (self.metric_for_best_model or "none").removeprefix("eval_")
+        if self.chooses and not metric.startswith("validation_"):
+            value = getattr(self, self.chooses)
             raise ValueError(
-                f"train_sampling_strategy {strategy!r} is not used; set bucket_by_length or utterances_per_class."
+                f"{self.chooses} {getattr(value, 'value', value)} would choose by {metric}, which may be the test's; "
+                "with train.py set selection: best_validation, with LaSCLTrainer set metric_for_best_model to "
+                'validation_ua and eval_dataset to {"validation": ...}.'
             )
-        if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is not part of the joint loss; leave it at 0.")
+
+    def _check_optimiser(self):
+        optimiser = getattr(self.optim, "value", self.optim)
+        if optimiser.startswith(OWN_GROUPS):
+            raise ValueError(
+                f"optim {optimiser} groups the parameters itself, which loses encoder_learning_rate; set another, "
+                "such as adamw_torch_fused, or lora_rank for less memory."
+            )
+        Trainer.get_optimizer_cls_and_kwargs(self)  # raises where its package is not installed
 
 
 def refuse_sharded_weights(fsdp, fsdp_config, deepspeed):

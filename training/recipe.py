@@ -16,6 +16,7 @@ from transformers.utils import is_peft_available
 
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.stock_fields import NOT_IN_RECIPES, REFUSED, refuse
 from lascl.training.trackers import check_trackers
 
 
@@ -103,8 +104,6 @@ WHEN_ABSENT = {
 # Where a run is published is no part of it: whoever trains from its `recipe.yaml` again must not publish there.
 HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_main", "publish_text_encoder")
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
-# Trainer's own publishing, whose failures are silent and which writes the token to a file.
-NOT_OURS = ("hub_strategy", "hub_always_push", "hub_revision")
 CORPUS_FIELDS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
 FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "standardise_audio", "text_pooling")
@@ -341,9 +340,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
         raise ValueError("per_device_train_batch_size is derived; set global_batch_size.")
     if fields.get("hub_token"):
         raise ValueError("hub_token would be written to files; log in with `hf auth login`, or set HF_TOKEN.")
-    for name in NOT_OURS:
-        if fields.get(name):
-            raise ValueError(f"{name} is not used: push_to_hub publishes each fold once, to its own branch.")
+    refuse(fields, REFUSED | NOT_IN_RECIPES)
     own = {field.name for field in dataclasses.fields(Recipe) if field.init}
     training = {name: value for name, value in fields.items() if name not in own}
     recipe = Recipe(**{name: value for name, value in fields.items() if name in own})

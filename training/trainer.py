@@ -9,6 +9,7 @@ import inspect
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 import datasets
 import numpy as np
@@ -23,6 +24,7 @@ from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.gradient_cache import cached_forward, valid_lengths
+from lascl.training.stock_fields import refuse
 
 
 try:
@@ -32,6 +34,8 @@ except ImportError:  # Windows
 
 
 logger = logging.get_logger(__name__)
+# Of use to a `compute_metrics` of one's own alone; stock itself refuses `batch_eval_metrics` without one.
+FOR_OTHER_METRICS = ("eval_do_concat_batches", "include_for_metrics")
 
 
 class LaSCLTrainer(Trainer):
@@ -49,9 +53,13 @@ class LaSCLTrainer(Trainer):
     Once other words than the classifier's were set, `evaluate()` and `predict()` score the label head alone; their loss
     is then eq. 9 without its cross entropy.
 
+    Whatever chooses by a score of the evaluation needs an `eval_dataset` with the key `validation`, whose `ids` are not
+    those of another (`check_validation`).
+
     Raises:
-        ValueError: `compute_loss_func` or an iterable training data set is given; while training or scoring, labels
-            that are not the numbers of classes, or that mean other words than the model's.
+        ValueError: `compute_loss_func` or an iterable training data set is given, or something would choose by another
+            data set than the validation; while training or scoring, labels that are not the numbers of classes, or that
+            mean other words than the model's.
     """
 
     def __init__(self, *args, **kwargs):
@@ -63,6 +71,10 @@ class LaSCLTrainer(Trainer):
         kwargs.setdefault("compute_metrics", score_both_heads)
         super().__init__(*args, **kwargs)
         self.data_collator = CheckedLabels(self.data_collator)
+        if self.args.chooses:
+            check_validation(self.eval_dataset, self.args.chooses)
+        if self.compute_metrics is score_both_heads:
+            refuse(vars(self.args), dict.fromkeys(FOR_OTHER_METRICS, "score_both_heads does not need it"))
         self.add_callback(_EpochBoundaries())
         self.add_callback(RunningMeans())
         self.clock = StepClock()
@@ -91,6 +103,9 @@ class LaSCLTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            # Not of every 5.x.
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+            in_order=getattr(args, "dataloader_in_order", True),
         )
 
     def _warn_of_unheard_augmentation(self):
@@ -114,6 +129,11 @@ class LaSCLTrainer(Trainer):
         """As `get_eval_dataloader`."""
         check_words(test_dataset, self.accelerator.unwrap_model(self.model).config)
         return super().get_test_dataloader(test_dataset)
+
+    def hyperparameter_search(self, *args, **kwargs):
+        """Stock's, over a data set called `validation` and no other: its objective is the sum of all scores."""
+        check_validation(self.eval_dataset, "hyperparameter_search", alone=True)
+        return super().hyperparameter_search(*args, **kwargs)
 
     def get_batch_samples(self, *args, **kwargs):
         """Stock's; the clock runs meanwhile."""
@@ -233,18 +253,25 @@ class LaSCLTrainer(Trainer):
             optimizer_cls, optimizer_kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, model
             )
-            self.optimizer = optimizer_cls(
-                [
-                    {
-                        "params": parameters,
-                        "lr": self.args.encoder_learning_rate if in_encoder else self.args.learning_rate,
-                        "weight_decay": self.args.weight_decay if decays else 0.0,
-                    }
-                    # The rest comes first: the `learning_rate` in Trainer's log is the first group's.
-                    for (in_encoder, decays), parameters in sorted(groups.items())
-                ],
-                **optimizer_kwargs,
-            )
+            own = {"params", "model", "optimizer_dict"} & optimizer_kwargs.keys()
+            if own or not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, torch.optim.Optimizer)):
+                raise ValueError(
+                    f"{optimizer_cls} groups the parameters itself, and encoder_learning_rate would be lost; give "
+                    "LaSCLTrainer a finished optimiser: optimizers=(optimizer, None)."
+                )
+            groups = [
+                {
+                    "params": parameters,
+                    "lr": self.args.encoder_learning_rate if in_encoder else self.args.learning_rate,
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                }
+                # The rest comes first: the `learning_rate` in Trainer's log is the first group's.
+                for (in_encoder, decays), parameters in sorted(groups.items())
+            ]
+            # Stock takes groups from here, and does what else an optimiser of bitsandbytes needs.
+            self.optimizer_cls_and_kwargs = optimizer_cls, {**optimizer_kwargs, "params": groups}
+            super().create_optimizer(model)
+            self.optimizer_cls_and_kwargs = optimizer_cls, optimizer_kwargs
         return self.optimizer
 
 
@@ -261,6 +288,26 @@ def build_batch_sampler(dataset, args: LaSCLTrainingArguments) -> UtteranceBatch
         process_index=args.process_index,
         accumulation_steps=args.gradient_accumulation_steps,
     )
+
+
+def check_validation(eval_dataset, who: str, *, alone: bool = False):
+    """Raises ValueError unless there is a data set called `validation` (alone, if asked) that shares no utterance with
+    the others: whatever chooses by its scores has then not seen the test."""
+    named = eval_dataset if isinstance(eval_dataset, Mapping) else {}
+    if "validation" not in named or (alone and len(named) > 1):
+        found = ", ".join(named) if named else "one without a name" if eval_dataset is not None else "none"
+        raise ValueError(
+            f"{who} chooses by the evaluation, which may be the test; set eval_dataset to "
+            f'{{"validation": ...}}{" alone" if alone else ""}. Found {found}.'
+        )
+    validated = set(getattr(named["validation"], "ids", ()))
+    for name, other in named.items():
+        shared = validated & set(getattr(other, "ids", ())) if name != "validation" else None
+        if shared:
+            raise ValueError(
+                f"{who} chooses by the validation, which has {len(shared)} utterances of {name}, {min(shared)!r} the "
+                "first; take them out of the validation."
+            )
 
 
 def score_both_heads(prediction) -> dict[str, float]:
