@@ -201,30 +201,32 @@ def test_leaving_one_of_many_speakers_out_costs_neither_time_nor_memory_of_rows_
 
 
 @pytest.mark.proof
-def test_leaving_one_of_two_thousand_speakers_out_of_a_hundred_thousand_rows_trains_within_ten_seconds(
-    monkeypatch, audio_encoders, text_encoder, emodb_like, tmp_path
+@pytest.mark.parametrize("measured", ["seconds", "memory"])  # apart: watching memory takes most of the time
+def test_leaving_one_of_two_thousand_speakers_out_of_a_hundred_thousand_rows_trains_within_ten_seconds_and_500_mib(
+    measured, monkeypatch, audio_encoders, text_encoder, emodb_like, tmp_path
 ):
-    """From the corpus to the first training step, in this process's own seconds; 500 MiB at most."""
+    """From the corpus to the first training step, in this process's own seconds."""
     corpus = many_voices(100_000, 2_000)
     corpus = corpus.add_column("audio", [str(next(emodb_like.glob("*.wav")))] * len(corpus))
     corpus = corpus.add_column("duration_s", [0.3] * len(corpus))
     begun = []
 
     def training_step(self, *args, **kwargs):
-        begun.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        begun.append(tracemalloc.get_traced_memory()[1] / 2**20)  # 0 where it is not watched
         raise OutOfTimeError
 
     monkeypatch.setattr("lascl.train.load_corpus", lambda *args, **kwargs: corpus)
     monkeypatch.setattr("lascl.LaSCLTrainer.training_step", training_step)
     command = ["csv", "--data_dir", str(tmp_path), "--protocol", "leave_one_speaker_out", "--augmentation", "gain"]
     command += ["--audio_encoder", audio_encoders["wav2vec2-layer"], "--text_encoder", text_encoder]
-    tracemalloc.start()
+    if measured == "memory":
+        tracemalloc.start()
     try:
-        with processor_seconds(10), pytest.raises(OutOfTimeError):
+        with processor_seconds(10 if measured == "seconds" else 60), pytest.raises(OutOfTimeError):
             main([*command, "--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true"])
     finally:
         tracemalloc.stop()
-    assert begun, "no training step was begun within 10 s"
+    assert begun, "no training step was begun in time"
     assert begun[0] < 500
     told = json.loads((tmp_path / "run" / "protocol.json").read_text())["folds"]
     assert [fold["fold"] for fold in told if "train_ids_hash" in fold] == [1]  # the fold that was begun

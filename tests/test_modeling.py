@@ -738,6 +738,7 @@ def test_half_precision_scores_in_float32(in_half_precision):
     torch.testing.assert_close(out.class_logits.double(), by_classifier, rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("bfloat16_attention")
 @pytest.mark.parametrize("family", ["wav2vec2-layer", "whisper"])
 @pytest.mark.parametrize("fields", [{}, {"audio_layers": "1,2", "standardise_audio": True}, {"audio_pooling": "max"}])
 def test_a_model_in_bfloat16_answers_in_float32_near_what_it_does_in_float32(
