@@ -80,7 +80,7 @@ def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     settings["uneven"] = {**settings["joint"], "utterances": 13, "arguments": by_length}  # batches of 7 and 6
     # Three utterances make two chunks in one process, and two and one in the other.
     settings["uneven, cached"] = {**settings["uneven"], "arguments": {**by_length, "contrastive_chunk_size": 2}}
-    few_frames = {**conftest.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [10, 10], "conv_stride": [8, 8]}
+    few_frames = {**conftest.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [20, 10], "conv_stride": [16, 10]}
     wavlm = save_random_audio_encoder(few_frames, tmp_path_factory.mktemp("wavlm"))
     long = {**common, "audio_encoder": str(wavlm), "model": {"projection_dim": 8}, "utterances": 64, "double": False}
     return settings | {name: {**long, "arguments": {**TWENTY_STEPS, **changes}} for name, changes in ALIKE.items()}
