@@ -46,10 +46,10 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a chunk below 1 or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a field of `REFUSED`
-            in `lascl.training.stock_fields`, a choice by anything but the validation, an optimiser with parameter
-            groups of its own (GaLore, APOLLO, LOMO), several GPUs in one process, or several processes that do not know
-            of each other (torchrun on a CPU without `use_cpu`).
+            one, a chunk below 1 or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a field of
+            `REFUSED` in `lascl.training.stock_fields`, a choice by anything but the validation, an optimiser with
+            parameter groups of its own (GaLore, APOLLO, LOMO), several GPUs in one process, or several processes that
+            do not know of each other (torchrun on a CPU without `use_cpu`).
         ImportError: an optimiser whose package is not installed.
     """
 
