@@ -595,7 +595,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         announce_download(name, revision, subfolder)
         try:
             text_encoder, tokenizer = load_text_encoder(name, revision, subfolder)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: as in `find_file`
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OSError(
                 f"New labels need the text encoder {described(name, revision, subfolder)}, which could not be loaded "
@@ -636,7 +636,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         announce_download(name, revision, subfolder)
         try:
             save_text_encoder(name, folder, revision, subfolder)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: as in `find_file`
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             logger.warning(
                 f"The text encoder {described(name, revision, subfolder)} could not be saved ({reason}): what is saved "
@@ -842,11 +842,18 @@ def checked_labels(labels) -> list[str]:
 
 def load_text_encoder(name_or_path: str, revision: str | None = None, subfolder: str = ""):
     """The frozen text encoder, float32, in evaluation mode, and its tokenizer. Of an encoder-decoder, the encoder."""
+
+    def load(**where):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
+        config = AutoConfig.from_pretrained(name_or_path, **where)
+        encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **where)
+        return (encoder.get_encoder() if config.is_encoder_decoder else encoder).eval(), tokenizer
+
     where = {"revision": revision or "main", "subfolder": subfolder}
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
-    config = AutoConfig.from_pretrained(name_or_path, **where)
-    encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **where)
-    return (encoder.get_encoder() if config.is_encoder_decoder else encoder).eval(), tokenizer
+    try:
+        return load(**where)
+    except RuntimeError:  # as in `find_file`, of a file that is not in the cache and need not be: an adapter's
+        return load(**where, local_files_only=True)
 
 
 def save_text_encoder(name_or_path: str, folder: str, revision: str | None = None, subfolder: str = ""):
@@ -866,14 +873,17 @@ def save_text_encoder(name_or_path: str, folder: str, revision: str | None = Non
 
 def find_file(name_or_path: str, file: str, **where) -> str | None:
     """Path of a file of a repository, fetched if need be; `None` if it is absent or cannot be reached."""
-    return cached_file(
-        name_or_path,
-        file,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **where,
-    )
+    try:
+        return cached_file(
+            name_or_path,
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **where,
+        )
+    except RuntimeError:  # what huggingface_hub 1.3 says of a Hub that it cannot reach: "the client has been closed"
+        return None
 
 
 def cached_commit(name_or_path: str, **where) -> str | None:

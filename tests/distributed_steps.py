@@ -39,7 +39,7 @@ GRADIENT_DESCENT = {
     "learning_rate": 0.05,
     "encoder_learning_rate": 0.02,
     "warmup_steps": 0,
-    "max_grad_norm": 0,
+    "max_grad_norm": 1e9,  # never reached; given 0, transformers 5.0 logs no norm
 }
 
 

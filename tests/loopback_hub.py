@@ -306,7 +306,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             if repo_id in self.hub.repositories:
                 raise Answer(409, {"error": "exists", "url": f"{self.hub.url}/{repo_id}"})
-            repository = Repository(private=asked.get("visibility") == "private", sdk=asked.get("sdk"))
+            # `private`: huggingface_hub before it sent `visibility`.
+            private = asked.get("private", False) or asked.get("visibility") == "private"
+            repository = Repository(private=private, sdk=asked.get("sdk"))
             repository.add("main", files, "initial commit")
             self.hub.repositories[repo_id] = repository
         raise Answer(200, {"url": f"{self.hub.url}/{repo_id}"})

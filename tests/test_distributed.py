@@ -155,7 +155,7 @@ def test_chunks_processes_and_checkpointing_train_alike_for_twenty_steps(one_pro
             differences = [found / expected - 1 for found, expected in pairs]
             assert max(map(abs, differences)) < 1e-5, key
             assert abs(sum(differences)) / 20 < 2e-6, key
-    assert reference[-1]["loss"] < 0.8 * reference[0]["loss"]  # it did train
+    assert reference[-1]["loss"] < 0.9 * reference[0]["loss"]  # it did train
 
 
 def test_chunks_of_uneven_shares_train_as_the_whole_batch(one_process, two_processes):

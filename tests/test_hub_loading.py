@@ -36,7 +36,10 @@ def publish(hub, repo_id, branch, *folders, **renamed):
     for folder, prefix in [(folder, "") for folder in folders] + [(f, f"{name}/") for name, f in renamed.items()]:
         for path in sorted(path for path in (root / folder).iterdir() if path.is_file()):
             files[prefix + path.name] = hub.store(path.read_bytes(), large=path.suffix == ".safetensors")
-    return hub.repositories.setdefault(repo_id, Repository()).add(branch, files, f"{len(files)} files")
+    if repo_id not in hub.repositories:  # as on the Hub, where every repository begins with a main
+        hub.repositories[repo_id] = Repository()
+        hub.repositories[repo_id].add("main", {}, "initial commit")
+    return hub.repositories[repo_id].add(branch, files, f"{len(files)} files")
 
 
 with LoopbackHub(root / "hub") as hub:
