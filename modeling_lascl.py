@@ -843,17 +843,19 @@ def checked_labels(labels) -> list[str]:
 def load_text_encoder(name_or_path: str, revision: str | None = None, subfolder: str = ""):
     """The frozen text encoder, float32, in evaluation mode, and its tokenizer. Of an encoder-decoder, the encoder."""
 
-    def load(**where):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where)
-        config = AutoConfig.from_pretrained(name_or_path, **where)
-        encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **where)
+    where = {"revision": revision or "main", "subfolder": subfolder}
+
+    def load(**local):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where, **local)
+        config = AutoConfig.from_pretrained(name_or_path, **where, **local)
+        adapter = {"adapter_kwargs": local} if local else {}  # an adapter is looked for by these alone
+        encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **where, **local, **adapter)
         return (encoder.get_encoder() if config.is_encoder_decoder else encoder).eval(), tokenizer
 
-    where = {"revision": revision or "main", "subfolder": subfolder}
     try:
-        return load(**where)
+        return load()
     except RuntimeError:  # as in `find_file`, of a file that is not in the cache and need not be: an adapter's
-        return load(**where, local_files_only=True)
+        return load(local_files_only=True)
 
 
 def save_text_encoder(name_or_path: str, folder: str, revision: str | None = None, subfolder: str = ""):
