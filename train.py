@@ -526,7 +526,7 @@ def ready_encoders(recipe: Recipe, run_dir: Path) -> tuple[str, str]:
             config = AutoConfig.from_pretrained(made[-1], revision=revision)
             if kind == "text":
                 AutoTokenizer.from_pretrained(made[-1], revision=revision)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: see `lascl.modeling_lascl.find_file`
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"{kind}_encoder {made[-1]!r} cannot be loaded ({reason}) Give a Hub name or a folder with config.json."

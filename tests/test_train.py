@@ -37,6 +37,7 @@ def test_a_run_leaves_what_the_design_names(finished):
     assert {path.name for path in finished.iterdir()} == {
         *("recipe.yaml", "environment.json", "protocol.json", "results.json", "report.md", "report.html", "figures"),
         *("fold-1", "fold-3"),
+        "encoders",  # the text encoder, which came from a folder
     }
     for fold in ("fold-1", "fold-3"):
         assert {path.name for path in (finished / fold).iterdir()} == {
@@ -45,7 +46,7 @@ def test_a_run_leaves_what_the_design_names(finished):
         }
         assert {path.name for path in (finished / fold / "checkpoint").iterdir()} == {
             *("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
-            *("configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py"),
+            *("configuration_lascl.py", "encoders_lascl.py", "modeling_lascl.py", "text_encoder"),
         }
     history = json.loads((finished / "fold-1" / "log_history.json").read_text())
     assert {"contrastive", "divergence", "cross_entropy", "loss"} <= set(history[0])

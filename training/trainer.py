@@ -244,6 +244,7 @@ class LaSCLTrainer(Trainer):
         """The stock optimiser with `encoder_learning_rate` for the audio encoder and `learning_rate` for the rest;
         no weight decay on biases, norms and layer weights."""
         if self.optimizer is None:
+            given = [] if model is None else [model]  # stock gives it where it takes it: not in transformers 5.0
             model = self.model if model is None else model
             decayed = {name for name in self.get_decay_parameter_names(model) if "layer_weights" not in name}
             groups = defaultdict(list)
@@ -270,7 +271,7 @@ class LaSCLTrainer(Trainer):
             ]
             # Stock takes groups from here, and does what else an optimiser of bitsandbytes needs.
             self.optimizer_cls_and_kwargs = optimizer_cls, {**optimizer_kwargs, "params": groups}
-            super().create_optimizer(model)
+            super().create_optimizer(*given)
             self.optimizer_cls_and_kwargs = optimizer_cls, optimizer_kwargs
         return self.optimizer
 
