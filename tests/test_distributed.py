@@ -269,7 +269,8 @@ def test_train_py_in_two_processes_prints_nothing_twice(run_by_torchrun):
     assert [line for line in printed if printed.count(line) > 1] == []
     # Progress bars rewrite their line; what is left on stderr are messages and warnings.
     lines = [line.replace("\x1b[A", "").strip() for line in done.stderr.splitlines()]
-    messages = [line for line in lines if line and "it/s" not in line]
+    # transformers 5.0 imports torchao, where it is installed, which tells each process of GPU libraries it misses.
+    messages = [line for line in lines if line and "it/s" not in line and "torchao" not in line]
     assert [line for line in messages if messages.count(line) > 1] == []
 
 
