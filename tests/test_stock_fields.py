@@ -224,7 +224,7 @@ def test_an_optimiser_has_both_rates_or_is_refused_at_once(model, optim, tmp_pat
     trainer = LaSCLTrainer(model, args)
     groups = trainer.create_optimizer().param_groups
     in_encoder = {id(p) for p in model.lascl.audio_encoder.parameters()}
-    assert {(group["lr"], id(p) in in_encoder) for group in groups for p in group["params"]} == {
+    assert {(float(group["lr"]), id(p) in in_encoder) for group in groups for p in group["params"]} == {
         *((0.25, True), (0.5, False))
     }
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
