@@ -6,8 +6,7 @@ import sys
 
 from transformers import TrainerCallback
 
-from lascl import LaSCLTrainer
-from lascl.train import main
+from lascl import LaSCLTrainer, train
 
 
 fold, step, rank = sys.argv[1:4]
@@ -25,5 +24,5 @@ class KilledTrainer(LaSCLTrainer):
         self.add_callback(Kill())
 
 
-main.__globals__["LaSCLTrainer"] = KilledTrainer
-main(sys.argv[4:])
+train.LaSCLTrainer = KilledTrainer
+train.main(sys.argv[4:])

@@ -95,8 +95,7 @@ def test_another_failure_is_not_taken_for_it(command, small_gpu, tmp_path):
 ROOM_MIB = 590
 LIMITED = """
 import resource, sys
-from lascl import LaSCLTrainer
-from lascl.train import main
+from lascl import LaSCLTrainer, train
 
 class Limited(LaSCLTrainer):
     def training_step(self, *args, **kwargs):
@@ -106,8 +105,8 @@ class Limited(LaSCLTrainer):
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         return super().training_step(*args, **kwargs)
 
-main.__globals__["LaSCLTrainer"] = Limited
-main(sys.argv[2:])
+train.LaSCLTrainer = Limited
+train.main(sys.argv[2:])
 """
 
 
