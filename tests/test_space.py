@@ -341,10 +341,11 @@ def test_words_that_cannot_be_used(recogniser, text, clips, words, template, mes
 
 
 def test_a_model_that_cannot_answer_other_words_has_no_box_for_them(checkpoints, clips, tmp_path, capsys):
-    folder = shutil.copytree(checkpoints / "whisper", tmp_path / "checkpoint")
-    config = json.loads((folder / "config.json").read_text())
-    for change in ({"text_encoder": None}, {"prediction_head": "classifier"}):
-        (folder / "config.json").write_text(json.dumps({**config, **change}))
+    no_encoder, no_label_head = (shutil.copytree(checkpoints / "whisper", tmp_path / name) for name in ("a", "b"))
+    shutil.rmtree(no_encoder / "text_encoder")
+    config = json.loads((no_label_head / "config.json").read_text())
+    (no_label_head / "config.json").write_text(json.dumps({**config, "prediction_head": "classifier"}))
+    for folder in (no_encoder, no_label_head):
         asked = Recogniser.load(folder, device="cpu")
         assert app.load_words(asked) is None
         boxes = [block for block in app.build(asked).blocks.values() if type(block).__name__ == "Group"]
