@@ -34,19 +34,19 @@ def checkpoint_of(name_or_path: str | Path) -> str:
 
 
 def fingerprint(folder: str | Path, *, with_text_encoder: bool = False) -> dict[str, str]:
-    """What decides the answers of a checkpoint in a folder, as hashes of its files: `weights` and `configuration`.
+    """What decides the answers of a checkpoint in a folder, as hashes of its files: `weights`, `configuration` and
+    `text_encoder`.
 
     Args:
         folder: of a checkpoint.
         with_text_encoder: whether its own text encoder decides too, as for other words than its own.
     """
     folder = Path(folder)
-    weights = [file for pattern in WEIGHTS for file in folder.glob(pattern)]
-    if with_text_encoder:
-        weights += [file for file in (folder / "text_encoder").rglob("*") if file.is_file()]
+    text_encoder = [file for file in (folder / "text_encoder").rglob("*") if file.is_file()]
     return {
-        "weights": _hash(folder, weights),
+        "weights": _hash(folder, [file for pattern in WEIGHTS for file in folder.glob(pattern)]),
         "configuration": _hash(folder, [folder / name for name in CONFIGURATION if (folder / name).is_file()]),
+        **({"text_encoder": _hash(folder, text_encoder)} if with_text_encoder and text_encoder else {}),
     }
 
 

@@ -191,8 +191,11 @@ def sole_writer(path: Path | None) -> Iterator[None]:
 
 
 def differences(found: dict, wanted: dict) -> str:
-    """In which fields of a record two runs differ, what is there, and what is here; empty if in none."""
+    """In which fields of a record two runs differ, what is there, and what is here; empty if in none. The text encoder
+    is known only of runs that were given labels: where one was not, `labels` says it."""
     wanted = json.loads(json.dumps(wanted))
+    if not ("text_encoder" in found and "text_encoder" in wanted):
+        found, wanted = ({k: v for k, v in record.items() if k != "text_encoder"} for record in (found, wanted))
     return ", ".join(
         f"{name} ({found.get(name)!r} there, {wanted.get(name)!r} here)"
         for name in [*wanted, *(found.keys() - wanted.keys())]

@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,9 +76,7 @@ def test_rows_of_another_model_are_not_continued(checkpoint, retrained, folder, 
 
 
 def test_other_weights_in_the_same_folder_are_another_model(checkpoint, retrained, folder, capsys):
-    (folder / "model").mkdir()
-    for file in Path(checkpoint).iterdir():
-        (folder / "model" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(checkpoint, folder / "model")
     assert run("model", *NAMES[:2], "--output", "out.csv") == 0
     os.rename("model", "moved")
     assert run("moved", *NAMES[:2], "--output", "out.csv") == 0  # where it lies is no part of it
