@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import WavLMConfig
+from transformers import AutoFeatureExtractor, WavLMConfig
 
 from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data import SpeechDataset
@@ -343,3 +343,18 @@ def test_synonyms(load, tmp_path, audio_encoders, text_encoder):
     ]
     with pytest.raises(SystemExit):
         module.main([str(tmp_path)])
+
+
+def test_quantised(load, tmp_path, audio_encoders, text_encoder, emodb_like):
+    checkpoint = tmp_path / "checkpoint"
+    model = LaSCLForAudioClassification.from_encoders(audio_encoders["wavlm-layer"], text_encoder, ["anger", "fear"])
+    model.save_pretrained(checkpoint)
+    AutoFeatureExtractor.from_pretrained(audio_encoders["wavlm-layer"]).save_pretrained(checkpoint)
+    module = load("quantised", BATCH_SIZE=35)
+    module.main([str(checkpoint), str(emodb_like)])
+    names = list(module.ways(str(checkpoint)))
+    found = checked_table(tmp_path, "quantised", len(names) - 1)
+    assert [row["way"] for row in found["rows"]] == names[1:] and "`quantize_dynamic`, int8" in names
+    for measured in found["ways"].values():
+        assert measured["of"] == 70 and 0 <= measured["same"] <= 70 and 0 <= measured["near"] <= 1
+    assert found["ways"]["float32"] == {"same": 70, "of": 70, "largest_difference": 0, "near": 1}
