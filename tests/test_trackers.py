@@ -39,6 +39,7 @@ def losses_of(fold_dir) -> dict[int, float]:
 def scalars(logs, tag) -> dict[int, float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    assert logs.is_dir(), f"{logs} is gone, or was never made"
     events = EventAccumulator(str(logs)).Reload()
     return {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
 
