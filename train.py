@@ -105,12 +105,8 @@ def main(argv: list[str] | None = None):
             encoders = (
                 ready_start(recipe, run_dir, corpus, folds) if recipe.init_from else ready_encoders(recipe, run_dir)
             )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    publisher = None
-    if recipe.push_to_hub and PartialState().is_main_process:
-        try:
+        publisher = None
+        if recipe.push_to_hub and PartialState().is_main_process:
             publisher = BackgroundPublisher(
                 run_dir,
                 recipe.hub_model_id,
@@ -118,9 +114,9 @@ def main(argv: list[str] | None = None):
                 hub_main=recipe.hub_main,
                 publish_text_encoder=recipe.publish_text_encoder,
             )
-        except ValueError as error:
-            print(f"train.py: {error}", file=sys.stderr)
-            sys.exit(2)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
     try:
         cross_validate(recipe, run_dir, corpus, folds, encoders, publisher)
         if PartialState().is_main_process:
