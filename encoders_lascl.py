@@ -8,6 +8,8 @@ H attention heads, D channels of a head.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -29,6 +31,9 @@ LEAKY_TYPES = {"wav2vec2-conformer", "sew", "sew-d"}
 WHISPER_FRAMES_PER_S = 50
 # CUDA's memory-efficient attention copies a mask whose rows do not start at a multiple of so many elements.
 MASK_ALIGNMENT = {"cuda": 16}
+# What one more call of the encoder costs beside the audio that it hears, in samples of that audio, by device type; a
+# constant, because a price that was timed would let an interrupted run end in other bytes.
+CALL_PRICE = {"cpu": 1_600, "cuda": 1_600_000}
 
 
 def build_audio_encoder(config: PretrainedConfig) -> PreTrainedModel:
@@ -97,6 +102,7 @@ def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
     for layer in _before_convolutions(encoder):
         layer.valid_frames = None
         layer.register_forward_hook(_zero_padding)
+    encoder.encoder.layers.__class__ = DroppableLayers
     for module in encoder.modules():
         if type(module) is WavLMAttention:
             # The same module with another forward: its parameters, hooks and device stay as they are.
@@ -166,6 +172,16 @@ class MaskedGroupNorm(nn.GroupNorm):
             centred = x - x @ share  # (B, C, T) - (B, C, 1)
             scale = torch.rsqrt(centred.square() @ share + self.eps) * self.weight[:, None]
             return (centred * scale + self.bias[:, None]).to(hidden_states.dtype)
+
+
+class DroppableLayers(nn.ModuleList):
+    """The layers of an encoder, of which those in `skipped` are passed over by a loop: layer-drop (Fan et al., 2020)
+    drawn for a whole batch, where stock draws in every call. Everything but the loop sees all of them."""
+
+    skipped: frozenset[int] = frozenset()
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (layer for number, layer in enumerate(super().__iter__()) if number not in self.skipped)
 
 
 class RecomputedWavLMAttention(WavLMAttention):
@@ -256,9 +272,9 @@ def encode_audio(
     return (outputs.hidden_states if all_layers else outputs.last_hidden_state), mask
 
 
-def encoder_outputs(encoder: PreTrainedModel, inputs, attention_mask, *, all_layers: bool):
+def encoder_outputs(encoder: PreTrainedModel, inputs, attention_mask, *, all_layers: bool, drawn: Drawn | None = None):
     """As `encode_audio`, with all that the encoder returns: its last state need not be the last of all, which some
-    encoders normalise once more."""
+    encoders normalise once more. What is `drawn` for training is drawn here unless it is given."""
     if encoder.config.model_type == "whisper":
         window = 2 * encoder.config.max_source_positions
         if inputs.shape[-1] != window:
@@ -277,11 +293,15 @@ def encoder_outputs(encoder: PreTrainedModel, inputs, attention_mask, *, all_lay
         # Whisper attends to the silence behind an utterance, as it was trained to: only pooling needs the mask.
         outputs = encoder(inputs, output_hidden_states=all_layers)
     else:
+        drawn = draw(encoder, inputs, attention_mask) if drawn is None else drawn
         inputs, attention_mask = _reach_one_frame(encoder, inputs, attention_mask)
         _tell_valid_frames(encoder, attention_mask)
-        hidden = _draw_time_mask(encoder, inputs, attention_mask) if encoder.training else {}
-        outputs = encoder(inputs, attention_mask=attention_mask, output_hidden_states=all_layers, **hidden)
+        hidden = {} if drawn.time_mask is None else {"mask_time_indices": drawn.time_mask}
+        with _without_layers(encoder, drawn.skipped_layers):
+            outputs = encoder(inputs, attention_mask=attention_mask, output_hidden_states=all_layers, **hidden)
         _tell_valid_frames(encoder, None)  # an exported graph must leave its modules as they were
+        if all_layers and drawn.skipped_layers:
+            outputs.hidden_states = _filled_up(outputs.hidden_states, drawn.skipped_layers)
     last = outputs.last_hidden_state
     mask = frame_mask(encoder, attention_mask, batch_size=last.shape[0], num_frames=last.shape[1], device=last.device)
     return outputs, mask
@@ -302,6 +322,66 @@ def frame_mask(
         # Samples or mel frames alike: both are a whole multiple of the encoder's frames.
         return attention_mask[:, :: attention_mask.shape[1] // num_frames][:, :num_frames].bool()
     return encoder._get_feature_vector_attention_mask(num_frames, attention_mask).bool()
+
+
+def length_groups(lengths: Sequence[int], call_price: int) -> list[list[int]]:
+    """Rows of a batch in groups that are encoded one after the other, each padded to its own longest row, at the least
+    price: the sum over groups of rows x longest + `call_price`. A pure function of its arguments.
+
+    Args:
+        lengths: of the rows, in samples.
+        call_price: of a group, in samples; 0 puts rows of different length in different groups.
+
+    Returns:
+        The numbers of the rows by rising length, in groups. No rows: no groups.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    prices, starts = [0], [0]  # of the first n rows: the least price, and where their last group starts
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        price, start = min((prices[start] + (end - start) * longest, start) for start in range(end))
+        prices.append(price + call_price)
+        starts.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[starts[end] : end])
+        end = starts[end]
+    return groups[::-1]
+
+
+def groups_to_encode(
+    encoder: PreTrainedModel, inputs: torch.Tensor, attention_mask: torch.Tensor | None, lengths: Sequence[int] | None
+) -> list[tuple[list[int], int]]:
+    """The rows of a batch in the groups that are best encoded apart on this device, by rising length, each with the
+    length to which its rows are cut. Empty where the batch is best encoded as it is: padding costs nothing, or cannot
+    be seen.
+
+    On a CPU lengths come from the mask. On an accelerator, which would have to be waited for, they are those that are
+    given, if they are. A batch stays whole while a graph is traced, of Whisper's fixed window, and where stock masks
+    features, which it draws in every call.
+
+    Raises:
+        ValueError: `lengths` of another number of rows.
+    """
+    if lengths is not None and len(lengths) != len(inputs):
+        raise ValueError(f"lengths must be one number a row; found {len(lengths)} for {len(inputs)} rows.")
+    config, device_type = encoder.config, inputs.device.type
+    masks_features = encoder.training and getattr(config, "apply_spec_augment", False) and config.mask_feature_prob > 0
+    if attention_mask is None or config.model_type == "whisper" or masks_features or has_no_values(inputs):
+        return []
+    if device_type == "cpu":
+        lengths = valid_lengths(attention_mask).tolist()
+    if lengths is None:
+        return []
+    groups = length_groups(lengths, CALL_PRICE.get(device_type, CALL_PRICE["cuda"]))
+    # Of silence alone one sample is left, which is filled up to a frame.
+    return [(rows, max(int(lengths[rows[-1]]), 1)) for rows in groups] if len(groups) > 1 else []
+
+
+def valid_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B,): how many samples or frames of each row are signal. Summed in the mask's own type: on a CPU, torch would
+    turn all of it into 64-bit integers first, which take more memory than the waveforms."""
+    return attention_mask.sum(-1, dtype=torch.int64 if attention_mask.dtype == torch.bool else attention_mask.dtype)
 
 
 def refuse_odd_audio(
@@ -373,32 +453,96 @@ def _reach_one_frame(encoder, inputs, attention_mask):
     return inputs, nn.functional.pad(attention_mask, (0, missing)).masked_fill(reached, 1)
 
 
-def _draw_time_mask(encoder, inputs, attention_mask) -> dict[str, torch.Tensor]:
-    """SpecAugment's spans over time (Park et al., 2019; drawn by stock's own function from numpy's generator) as the
-    encoder's argument `mask_time_indices` (B, T); nothing where the encoder masks no time.
+@dataclass
+class Drawn:
+    """What chance hides from an encoder in one batch.
+
+    Args:
+        time_mask: (B, T) boolean, frames that SpecAugment hides; `None` where the encoder masks no time.
+        skipped_layers: numbers of the layers that layer-drop passes over; `None` where stock draws itself.
+    """
+
+    time_mask: torch.Tensor | None = None
+    skipped_layers: frozenset[int] | None = None
+
+    def of_rows(self, rows: slice | torch.Tensor, num_frames: int | None = None) -> Drawn:
+        """Its part for some rows, cut to so many frames."""
+        time_mask = None if self.time_mask is None else self.time_mask[rows, :num_frames]
+        return Drawn(time_mask, self.skipped_layers)
+
+
+def draw(encoder: PreTrainedModel, inputs, attention_mask, lengths: Sequence[int] | None = None) -> Drawn:
+    """Draws for a batch as `encode_audio` takes it: layers from torch's generator, frames from numpy's. Nothing in
+    evaluation mode, of Whisper, and where stock has to draw itself because the graph is being compiled.
+
+    Args:
+        lengths: of the rows, in samples, so that a GPU need not be asked for them.
+    """
+    if not encoder.training or encoder.config.model_type == "whisper":
+        return Drawn()
+    skipped, rate = None, getattr(encoder.config, "layerdrop", 0.0)
+    if rate > 0 and not has_no_values(inputs):
+        layers = encoder.encoder.layers
+        first = int(encoder.config.model_type == "wavlm")  # its first layer computes the distance bias of all
+        skipped = frozenset(number for number in range(first, len(layers)) if float(torch.rand([])) < rate)
+    return Drawn(_draw_time_mask(encoder, inputs, attention_mask, lengths), skipped)
+
+
+def _draw_time_mask(encoder, inputs, attention_mask, lengths) -> torch.Tensor | None:
+    """SpecAugment's spans over time (Park et al., 2019; drawn by stock's own function from numpy's generator), (B, T);
+    `None` where the encoder masks no time.
 
     Stock raises if the whole batch is shorter than a span, and may hide all of an utterance that is little longer:
     here a row that would lose more than half of its frames keeps them all.
     """
     config = encoder.config
     if not (getattr(config, "apply_spec_augment", False) and config.mask_time_prob > 0):
-        return {}
-    batch_size, num_frames = len(inputs), int(encoder._get_feat_extract_output_lengths(inputs.shape[-1]))
-    valid = frame_mask(
-        encoder, attention_mask, batch_size=batch_size, num_frames=num_frames, device=inputs.device
-    )  # (B, T)
+        return None
+    inputs, attention_mask = _reach_one_frame(encoder, inputs, attention_mask)
+    num_frames = int(encoder._get_feat_extract_output_lengths(inputs.shape[-1]))
+    if lengths is None or attention_mask is None:
+        valid = frame_mask(
+            encoder, attention_mask, batch_size=len(inputs), num_frames=num_frames, device=inputs.device
+        ).cpu()  # (B, T)
+    else:
+        reached = torch.tensor(lengths).clamp(min=samples_of_one_frame(encoder))
+        valid = torch.arange(num_frames) < encoder._get_feat_extract_output_lengths(reached)[:, None]
     hidden = torch.zeros_like(valid)
     if num_frames >= config.mask_time_length:
-        drawn = _compute_mask_indices(
-            (batch_size, num_frames),
-            mask_prob=config.mask_time_prob,
-            mask_length=config.mask_time_length,
-            attention_mask=None if attention_mask is None else valid.long(),
-            min_masks=config.mask_time_min_masks,
+        hidden = torch.from_numpy(
+            _compute_mask_indices(
+                tuple(valid.shape),
+                mask_prob=config.mask_time_prob,
+                mask_length=config.mask_time_length,
+                attention_mask=None if attention_mask is None else valid.long(),
+                min_masks=config.mask_time_min_masks,
+            )
         )
-        hidden = torch.from_numpy(drawn).to(inputs.device)
         hidden &= (2 * (hidden & valid).sum(-1) <= valid.sum(-1))[:, None]
-    return {"mask_time_indices": hidden}
+    return hidden.to(inputs.device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _without_layers(encoder, skipped: frozenset[int] | None) -> Iterator[None]:
+    """Lets the encoder pass over some layers, and over no other; `None` leaves it to draw for each, as stock does."""
+    if skipped is None:
+        yield
+        return
+    layers, config = encoder.encoder.layers, encoder.config
+    rate, layers.skipped, config.layerdrop = config.layerdrop, skipped, 0.0
+    try:
+        yield
+    finally:
+        config.layerdrop, layers.skipped = rate, frozenset()
+
+
+def _filled_up(hidden_states: tuple[torch.Tensor, ...], skipped: frozenset[int]) -> tuple[torch.Tensor, ...]:
+    """The embedding and one state for each layer: of one that was passed over, the state that it would have got."""
+    states = iter(hidden_states)
+    filled = [next(states)]
+    for number in range(len(hidden_states) - 1 + len(skipped)):
+        filled.append(filled[-1] if number in skipped else next(states))
+    return tuple(filled)
 
 
 def _tell_valid_frames(encoder, attention_mask: torch.Tensor | None):

@@ -14,6 +14,7 @@ import copy
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +28,14 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .configuration_lascl import REDUCTIONS, LaSCLConfig, is_folder_name
 from .encoders_lascl import (
     build_audio_encoder,
+    draw,
     encoder_outputs,
+    groups_to_encode,
     has_no_values,
     input_convolution,
     load_audio_encoder,
     refuse_odd_audio,
+    samples_of_one_frame,
 )
 
 
@@ -482,8 +486,12 @@ class LaSCLModel(LaSCLPreTrainedModel):
         pooled_audio: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> LaSCLOutput | tuple:
         """Embeds utterances and labels.
+
+        Rows are encoded in groups of like length, so that padding costs next to nothing; which answers a batch gets
+        does not depend on it, but for rounding. What layer-drop and SpecAugment draw is drawn for the whole batch.
 
         Args:
             input_values: (B, samples) at 16 kHz, as the checkpoint's feature extractor returns it.
@@ -492,6 +500,8 @@ class LaSCLModel(LaSCLPreTrainedModel):
             pooled_audio: (B, d_a) instead of both, as an earlier call returned it: nothing is encoded.
             output_hidden_states: whether to return the audio encoder's states; by default as the configuration says.
             return_dict: `False` returns the tuple of what there is; by default as the configuration says.
+            lengths: B numbers, what `attention_mask` sums to. An accelerator is not asked for them: without, it encodes
+                the batch whole. A CPU takes them from the mask.
 
         Returns:
             `audio_embeds`, `label_embeds`, `pooled_audio`, and `hidden_states` if asked for.
@@ -502,7 +512,9 @@ class LaSCLModel(LaSCLPreTrainedModel):
                 NaN or infinite values, unless `takes_odd_audio` is set.
         """
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        pooled, hidden_states = self._pool_audio(input_values, input_features, attention_mask, pooled_audio, wanted)
+        pooled, hidden_states = self._pool_audio(
+            input_values, input_features, attention_mask, lengths, pooled_audio, wanted
+        )
         output = LaSCLOutput(
             audio_embeds=unit_length(self.audio_projection(pooled)),
             label_embeds=self.get_label_embeddings(),
@@ -511,19 +523,50 @@ class LaSCLModel(LaSCLPreTrainedModel):
         )
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
-    def _pool_audio(self, input_values, input_features, attention_mask, pooled_audio=None, with_states=False):
-        """(B, d_a): H_a of eq. 1, and the encoder's hidden states `with_states`. Paper unclear: how frames become one
-        vector; we take the mean over valid frames."""
+    def _pool_audio(
+        self, input_values, input_features, attention_mask, lengths=None, pooled_audio=None, with_states=False
+    ):
+        """(B, d_a): H_a of eq. 1, and the encoder's hidden states `with_states`."""
         if sum(given is not None for given in (input_values, input_features, pooled_audio)) != 1:
             raise ValueError("Give exactly one of input_values, input_features and pooled_audio.")
         if pooled_audio is not None:
             return _full_precision(pooled_audio), None
-        inputs = input_values if input_features is None else input_features
+        inputs, states = input_values if input_features is None else input_features, None
+        groups = [] if with_states else groups_to_encode(self.audio_encoder, inputs, attention_mask, lengths)
+        drawn = draw(self.audio_encoder, inputs, attention_mask, lengths)
+        if groups:
+            pooled = self._pool_groups(inputs, attention_mask, drawn, groups)
+        else:
+            pooled, states = self._pool_rows(inputs, attention_mask, drawn, with_states)
+        if not self.training and not self.takes_odd_audio:
+            refuse_odd_audio(self.audio_encoder, inputs, attention_mask, pooled)
+        return self.standardise(pooled), states
+
+    def _pool_groups(self, inputs, attention_mask, drawn, groups: list[tuple[list[int], int]]) -> torch.Tensor:
+        """(B, d_a), rows in their order: each group encoded alone, cut to its longest row, with what is drawn for
+        the whole batch."""
+        encoder, device = self.audio_encoder, inputs.device
+        order = [row for rows, _ in groups for row in rows]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        # Not awaited: a GPU goes on with what it has.
+        order, back = (torch.tensor(rows).to(device, non_blocking=True) for rows in (order, back))
+        inputs, attention_mask, drawn = inputs[order], attention_mask[order], drawn.of_rows(order)
+        pooled, start = [], 0
+        for rows, length in groups:
+            part = slice(start, start + len(rows))
+            num_frames = int(encoder._get_feat_extract_output_lengths(max(length, samples_of_one_frame(encoder))))
+            given = inputs[part, :length], attention_mask[part, :length], drawn.of_rows(part, num_frames)
+            pooled.append(self._pool_rows(*given)[0])
+            start = part.stop
+        return torch.cat(pooled)[back]
+
+    def _pool_rows(self, inputs, attention_mask, drawn, with_states=False):
+        """(B, d_a), and all hidden states `with_states`. Paper unclear: how frames become one vector; we take the mean
+        over valid frames."""
         numbers, weighted = self.config.audio_layer_numbers, self.layer_weights is not None
         all_layers = weighted or bool(numbers) or with_states
-        outputs, mask = encoder_outputs(self.audio_encoder, inputs, attention_mask, all_layers=all_layers)
+        outputs, mask = encoder_outputs(self.audio_encoder, inputs, attention_mask, all_layers=all_layers, drawn=drawn)
         hidden = outputs.hidden_states if weighted or numbers else outputs.last_hidden_state
-        states = tuple(outputs.hidden_states) if with_states else None
         if weighted:
             share = self.layer_weights.softmax(dim=0)
             hidden = sum(weight * layer for weight, layer in zip(share, hidden))  # (B, T, d_a)
@@ -532,9 +575,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
             pooled = torch.cat([pool(hidden[number], mask) for number in numbers], dim=-1)
         else:
             pooled = pool(hidden, mask)
-        if not self.training and not self.takes_odd_audio:
-            refuse_odd_audio(self.audio_encoder, inputs, attention_mask, pooled)
-        return self.standardise(pooled), states
+        return pooled, tuple(outputs.hidden_states) if with_states else None
 
     def standardise(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, d_a) pooled audio as `standardise_audio` wants it, by what `set_pooled_statistics` took."""
@@ -547,9 +588,10 @@ class LaSCLModel(LaSCLPreTrainedModel):
         input_values: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """(B, D) unit-length audio embeddings, float32; arguments and errors as in `forward`, but without labels."""
-        pooled, _ = self._pool_audio(input_values, input_features, attention_mask)
+        pooled, _ = self._pool_audio(input_values, input_features, attention_mask, lengths)
         return unit_length(self.audio_projection(pooled))
 
     def get_label_embeddings(self) -> torch.Tensor:
@@ -732,12 +774,13 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         pooled_audio: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> LaSCLOutput | tuple:
         """Classifies utterances.
 
         Args:
-            input_values, input_features, attention_mask, pooled_audio, output_hidden_states, return_dict: as for
-                `LaSCLModel.forward`.
+            input_values, input_features, attention_mask, pooled_audio, output_hidden_states, return_dict, lengths: as
+                for `LaSCLModel.forward`.
             labels: (B,) integers in [0, K); given, the loss of eq. 9 on this batch is computed.
 
         Returns:
@@ -750,7 +793,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             ValueError: as `LaSCLModel.forward`; `labels` or the classifier asked for after other labels were set.
         """
         embedded = self.lascl(
-            input_values, input_features, attention_mask, pooled_audio, output_hidden_states, return_dict=True
+            input_values, input_features, attention_mask, pooled_audio, output_hidden_states, True, lengths
         )
         class_logits = None
         if self.config.classifier_labels is None:

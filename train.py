@@ -22,6 +22,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub import snapshot_download
 from torch.utils.data import DataLoader
@@ -467,8 +468,8 @@ def pooled_audio(model: LaSCLForAudioClassification, loader: DataLoader) -> torc
     model.eval()
     rows = []
     for batch in loader:
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
-        rows.append(model.lascl(**inputs).pooled_audio)
+        del batch["labels"]
+        rows.append(model.lascl(**send_to_device(batch, model.device)).pooled_audio)
     return torch.cat(rows)
 
 

@@ -160,15 +160,17 @@ class SpeechCollator:
     """Pads a batch of `SpeechDataset` items with the checkpoint's own feature extractor.
 
     Rows come view by view: all clean utterances, then all first augmentations, and so on: (V x B) rows, `labels`
-    repeated accordingly.
+    repeated accordingly. `lengths` are plain numbers, for which no GPU has to be waited for: what `attention_mask`
+    sums to.
     """
 
     def __init__(self, feature_extractor):
         self.feature_extractor = feature_extractor
 
-    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor | list[int]]:
         num_views = len(items[0]["views"])
         audio: list[np.ndarray] = [item["views"][view] for view in range(num_views) for item in items]
         batch = extract_features(self.feature_extractor, audio)
         labels = class_indices([item["label"] for item in items])
-        return {**batch, "labels": labels.repeat(num_views)}
+        lengths = batch["attention_mask"].sum(dim=-1).tolist()
+        return {**batch, "labels": labels.repeat(num_views), "lengths": lengths}

@@ -179,8 +179,9 @@ class Recogniser:
     def _answer(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(over="ignore", invalid="ignore"):  # of samples far too large, the answer is NaN
             inputs = extract_features(self.feature_extractor, audio)
+        lengths = [len(samples) for samples in audio] if "input_values" in inputs else None
         with _knowing_that_nothing_is_cut():
-            outputs = self.model(**inputs.to(self.model.device))
+            outputs = self.model(**inputs.to(self.model.device), lengths=lengths)
         embeds = outputs.audio_embeds.cpu()  # (B, D)
         if self.model.config.prediction_head == "label":
             # Again, label by label: a kernel over all of them sums in an order that depends on where a label stands.

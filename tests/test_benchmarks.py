@@ -105,6 +105,60 @@ def test_a_candidate_that_does_not_fit_is_a_row_that_says_so(load, tmp_path, mon
     assert ["out of memory" in row.values() for row in rows] == [False, False, False, True]
 
 
+# The front end of a real encoder, 20 ms a frame, at a width that costs nothing.
+REAL_STRIDES = {
+    **{name: value for name, value in WAVLM.items() if not name.startswith(("conv_", "num_feat"))},
+    "conv_dim": [8] * 7,
+    "num_feat_extract_layers": 7,
+}
+
+
+def test_gpu(load, tmp_path, monkeypatch):
+    module, compiled = load("gpu"), []
+    small = {"intermediate_size": 8, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}
+    monkeypatch.setattr(module.attention, "WavLMConfig", lambda **fields: WavLMConfig(**{**fields, **small}))
+    monkeypatch.setattr(module.attention, "ROUNDS", 1)
+    # What a compiler makes of a layer is its own tests' business, and takes half a minute.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **how: compiled.append(how))
+    for place in (module, module.measuring):
+        monkeypatch.setattr(place, "SAMPLING_RATE", 1600)
+    module.main(
+        ["--commit", "a" * 40],
+        module.Size(
+            encoder=REAL_STRIDES | {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+            num_utterances=(4, 2),
+            precisions=("float32",),
+            rounds=1,
+            prices_s=(0, 1000),
+            checked_utterances=4,
+            most_utterances=8,
+            chunk_utterances=4,
+            attention=((1, 9, 0.1),),
+            num_files=4,
+        ),
+    )
+    found = checked_table(tmp_path, "gpu", 3, ("peak GiB of the step", "paper's run, h"))
+    assert found["commit"] == "a" * 40
+    assert all(found[part] or part == "synchronisations" for part in module.PARTS)
+    assert not any("failed" in found[part] or "not_run" in found[part] for part in module.PARTS)
+    assert [price["num_groups"] for price in found["prices"]] == [4, 1]
+    for same in found["same_gradients"].values():
+        assert same["loss"] < 1e-5 and same["gradient"] < 1e-4
+    assert [row["num_utterances"] for row in found["largest_batches"]] == [8] * 4
+    assert len(compiled) == REAL_STRIDES["num_hidden_layers"]
+
+
+def test_a_part_that_fails_on_a_gpu_leaves_the_others(load, tmp_path, monkeypatch):
+    module = load("gpu")
+    monkeypatch.setattr(module, "PARTS", {"bad": lambda *_: 1 / 0, "good": lambda *_: [1], "late": lambda *_: [2]})
+    monkeypatch.setattr(module, "Candidates", lambda *_: None)
+    module.main([], module.LARGE)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["bad"] == {"failed": "ZeroDivisionError: division by zero"} and found["good"] == [1]
+    module.main(["--minutes", "-1"], module.LARGE)
+    assert json.loads((tmp_path / "gpu.json").read_text())["late"] == {"not_run": "no time was left"}
+
+
 def test_gradient_cache(load, tmp_path, monkeypatch):
     module = load("gradient_cache", ON_CPU={"encoder": WAV2VEC2, "duration_s": 0.1}, CACHED=(16, 32), PLAIN=(16,))
     monkeypatch.setattr(module, "run_apart", in_this_process(monkeypatch))

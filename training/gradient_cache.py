@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from lascl.encoders_lascl import valid_lengths
 from lascl.modeling_lascl import LaSCLOutput
 
 
@@ -25,16 +26,11 @@ def cut_into_chunks(inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> 
     num_rows = len(next(iter(inputs.values())))
     order, lengths = np.arange(num_rows), None
     if "input_values" in inputs and inputs.get("attention_mask") is not None:
-        lengths = valid_lengths(inputs["attention_mask"]).cpu().numpy()
+        known = inputs.get("lengths")
+        lengths = np.array(valid_lengths(inputs["attention_mask"]).tolist() if known is None else known)
         order = np.argsort(lengths, kind="stable")
     chunks = np.array_split(order, -(-num_rows // rows_per_chunk))
     return [(rows.tolist(), None if lengths is None else int(lengths[rows].max())) for rows in chunks]
-
-
-def valid_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B,): how many samples or frames of each row are signal. Summed in the mask's own type: on a CPU, torch would
-    turn all of it into 64-bit integers first, which take more memory than the waveforms."""
-    return attention_mask.sum(-1, dtype=torch.int64 if attention_mask.dtype == torch.bool else attention_mask.dtype)
 
 
 def cached_forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> LaSCLOutput:
@@ -47,7 +43,7 @@ def cached_forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], r
 
     Args:
         model: a `LaSCLForAudioClassification`, wrapped or not, in which rows do not depend on each other.
-        inputs: its inputs (B, ...), without `labels`.
+        inputs: its inputs (B, ...), and `lengths` (a list of B numbers) if they are known; without `labels`.
         rows_per_chunk: at least 1.
 
     Returns:
@@ -100,8 +96,12 @@ class _CachedForward(torch.autograd.Function):
         return None, None, None, None
 
 
-def _take(inputs: Mapping[str, torch.Tensor], rows: list[int], length: int | None) -> dict[str, torch.Tensor]:
-    return {name: tensor[rows] if length is None else tensor[rows, :length] for name, tensor in inputs.items()}
+def _take(inputs: Mapping[str, torch.Tensor | list[int]], rows: list[int], length: int | None) -> dict:
+    taken = {name: values[rows] for name, values in inputs.items() if isinstance(values, torch.Tensor)}
+    if length is not None:
+        taken = {name: tensor[:, :length] for name, tensor in taken.items()}
+    lists = {name: [values[row] for row in rows] for name, values in inputs.items() if name not in taken}
+    return taken | lists
 
 
 def _generators(inputs: Mapping[str, torch.Tensor]):

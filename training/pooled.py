@@ -15,7 +15,7 @@ from importlib import metadata
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -193,9 +193,9 @@ def embed_views(
             )
             vectors = []
             for batch in loader:
-                inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
-                vectors.extend(model.lascl(**inputs).pooled_audio.float().cpu())
-                progress.update(len(batch["labels"]))
+                labels = batch.pop("labels")
+                vectors.extend(model.lascl(**send_to_device(batch, model.device)).pooled_audio.float().cpu())
+                progress.update(len(labels))
             found = list(zip(mine, vectors, strict=True))
             found = gather_object(found) if state.num_processes > 1 else found
             found.sort(key=lambda entry: entry[0])

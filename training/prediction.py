@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor
@@ -54,7 +54,7 @@ def predict_fold(
     for batch in tqdm(loader, desc=f"Fold {fold.number}: predicting", disable=not state.is_main_process):
         references = batch.pop("labels").tolist()
         with torch.inference_mode():
-            outputs = model(**{name: tensor.to(state.device) for name, tensor in batch.items()})
+            outputs = model(**send_to_device(batch, state.device))
             similarity = outputs.audio_embeds @ model.get_label_embeddings().T  # (B, K)
             by_label = (similarity / model.config.contrastive_temperature).softmax(dim=-1)
             heads = {"label": by_label}

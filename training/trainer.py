@@ -20,10 +20,11 @@ from transformers.utils import logging
 
 from lascl.data import UtteranceBatchSampler
 from lascl.data.dataset import class_indices, is_heard
+from lascl.encoders_lascl import valid_lengths
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
-from lascl.training.gradient_cache import cached_forward, valid_lengths
+from lascl.training.gradient_cache import cached_forward
 from lascl.training.stock_fields import refuse
 
 
@@ -158,18 +159,16 @@ class LaSCLTrainer(Trainer):
         else:
             outputs = model(**inputs)
         audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B_w, D), (B_w, K)
-        mask = inputs.get("attention_mask", labels.new_ones(0))
-        num_rows, size = labels.new_tensor(len(labels)), labels.new_tensor(mask.numel())
-        padding = size - valid_lengths(mask).sum()
-        counts = torch.stack([num_rows, padding, size])[None]  # rows, padding, and what it is a part of
+        padding, size = padding_of(inputs)
         if model.training and self.accelerator.num_processes > 1:
             if model is self.accelerator.unwrap_model(model):
                 raise RuntimeError(
                     f"{self.accelerator.num_processes} processes, but the model is not wrapped in DDP: each would "
                     "train alone. On a CPU, add --use_cpu true."
                 )
-            counts = self.accelerator.gather(counts)  # (W, 3)
-            sizes = counts[:, 0].tolist()
+            counts = self.accelerator.gather(labels.new_tensor([[len(labels), padding, size]])).tolist()  # W times 3
+            sizes, paddings, whole = zip(*counts)
+            padding, size = sum(paddings), sum(whole)
             audio_embeds = self._gather_rows(audio_embeds, sizes)  # (B, D)
             class_logits = self._gather_rows(class_logits, sizes)  # (B, K)
             labels = self._gather_rows(labels, sizes)  # (B,)
@@ -187,7 +186,7 @@ class LaSCLTrainer(Trainer):
             contrastive_reduction=config.contrastive_reduction,
         )
         if model.training:
-            self._running_means.add({"loss": loss, **terms}, *counts.sum(0)[1:])
+            self._running_means.add({"loss": loss, **terms}, padding, size)
         return (loss, outputs) if return_outputs else loss
 
     def _gather_rows(self, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -274,6 +273,15 @@ class LaSCLTrainer(Trainer):
             super().create_optimizer(*given)
             self.optimizer_cls_and_kwargs = optimizer_cls, optimizer_kwargs
         return self.optimizer
+
+
+def padding_of(inputs: Mapping) -> tuple[int, int]:
+    """How many of a batch's samples or frames are padding, and how many there are; (0, 0) without a mask. A device is
+    waited for only if the batch has no `lengths`."""
+    mask, lengths = inputs.get("attention_mask"), inputs.get("lengths")
+    if mask is None:
+        return 0, 0
+    return mask.numel() - (int(valid_lengths(mask).sum()) if lengths is None else sum(lengths)), mask.numel()
 
 
 def build_batch_sampler(dataset, args: LaSCLTrainingArguments) -> UtteranceBatchSampler:
@@ -458,8 +466,8 @@ class RunningMeans(TrainerCallback, ExportableState):
             self._start_anew()
         self.has_begun, self.started = True, time.monotonic()
 
-    def add(self, terms: dict[str, torch.Tensor], padding: torch.Tensor, size: torch.Tensor):
-        """A batch: its loss and terms, and how many of its `size` samples or frames were padding (all 0-dim)."""
+    def add(self, terms: dict[str, torch.Tensor], padding: int, size: int):
+        """A batch: its loss and terms (0-dim), and how many of its `size` samples or frames were padding."""
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + term.detach().float()
         self.num_added += 1
@@ -473,7 +481,7 @@ class RunningMeans(TrainerCallback, ExportableState):
         self.total_loss += float(self.sums["loss"])
         self.num_losses += self.num_added
         if self.size:
-            means["padding_share"] = int(self.padding) / int(self.size)
+            means["padding_share"] = self.padding / self.size
         self.sums, self.num_added, self.padding, self.size = {}, 0, 0, 0
         return means
 
@@ -490,8 +498,8 @@ class RunningMeans(TrainerCallback, ExportableState):
         attributes = {
             "sums": {name: float(total) for name, total in self.sums.items()},
             "num_added": self.num_added,
-            "padding": int(self.padding),
-            "size": int(self.size),
+            "padding": self.padding,
+            "size": self.size,
             "total_loss": self.total_loss,
             "num_losses": self.num_losses,
             "earlier_s": self.runtime_s(),
