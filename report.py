@@ -47,17 +47,20 @@ def main(argv: list[str] | None = None):
         sys.exit(2)
 
 
-def write_report(run_dir: str | Path) -> None:
+def write_report(run_dir: str | Path, results: dict | None = None) -> None:
     """Writes `report.html`, `report.md` and `figures/*.png` into a run directory, from its files alone.
 
     A figure whose file is missing is left out, and the report says so. The same files give the same report.
+
+    Args:
+        results: of the run, if they were computed just now: then `results.json` is not checked against the predictions.
 
     Raises:
         ValueError: no finished run is there, or a file of it is damaged.
         OSError: the directory cannot be written.
     """
     run_dir = Path(run_dir)
-    run = load_run(run_dir)
+    run = load_run(run_dir, results)
     plots, left_out = draw_figures(run)
     figures = run_dir / "figures"
     figures.mkdir(exist_ok=True)

@@ -36,7 +36,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from lascl import LaSCLConfig, make_folds, train
+from lascl import LaSCLConfig, train
 from lascl.console import unless_pipe_closes
 from lascl.data import Fold
 from lascl.evaluation.studies import (
@@ -49,9 +49,14 @@ from lascl.evaluation.studies import (
 )
 from lascl.evaluation.study_figures import write_pairs
 from lascl.modeling_lascl import LaSCLModel
+from lascl.training.exits import memory_advice
+from lascl.training.fold import everything_of, is_encoded_once, training_data
 from lascl.training.pooled import view_keys
+from lascl.training.prepare import begin_run, check_batches_of_folds, divide, read_corpus
+from lascl.training.protocol import note_begun
 from lascl.training.recipe import CORPUS_FIELDS, OBJECTIVES, Recipe, find_recipe, parse_recipe
-from lascl.training.run_directory import environment, is_disk_full, open_run, write_csv, write_json, write_text
+from lascl.training.run_directory import environment, is_disk_full, open_run, write_json, write_text
+from lascl.training.start import Weights, checkpoint_of_fold, read_extractor, window_of
 
 
 KEYS = ("recipe", "seeds", "against", "choose", "variants", "vary", "paper")
@@ -352,18 +357,12 @@ def read_corpora(runs: list[PlannedRun]):
         with PartialState().main_process_first():  # no exception may leave it, or the others wait for ever
             try:
                 if source not in corpora:
-                    corpora[source] = train.read_corpus(recipe)
+                    corpora[source] = read_corpus(recipe)
                 corpus, skipped = corpora[source]
                 if division not in foldings:
-                    foldings[division] = make_folds(
-                        corpus,
-                        recipe.num_folds,
-                        protocol=recipe.protocol,
-                        validation=recipe.validation,
-                        seed=recipe.split_seed,
-                    )
+                    foldings[division] = divide(recipe, corpus)
                 folds = foldings[division]
-                train.check_batches_of_folds(recipe, corpus, folds, args)
+                check_batches_of_folds(recipe, corpus, folds, args)
                 if any(run.run_dir.glob("fold-*")):
                     open_run(run.run_dir, recipe, corpus)  # or refuses another recipe
                 run.corpus, run.skipped, run.folds = corpus, skipped, folds
@@ -374,7 +373,7 @@ def read_corpora(runs: list[PlannedRun]):
 def train_folds(folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]], max_hours: float | None):
     """Trains those folds of `mine` that are not done; the report of a run follows its last fold. A run that fails is
     left, the next begun; with several processes it ends the study, since they would wait for each other."""
-    process, began, encoded = PartialState(), time.monotonic(), {}
+    process, began, view_cache = PartialState(), time.monotonic(), {}
     todo = [(runs[index], number) for index, number in sorted(mine) if not runs[index].is_done(number)]
     finished = 0
     for position, (run, number) in enumerate(todo):
@@ -391,10 +390,10 @@ def train_folds(folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]]
             f"\n## {done} of {len(mine)} folds done{left}: {run.variant}, seed {run.seed}, fold {number}\n", flush=True
         )
         try:
-            encoders = begin_fold(folder, run, run.run_dir, number)
+            weights = begin_fold(folder, run, run.run_dir, number)
             recipe = copy.copy(run.recipe)
             recipe.folds = str(number)
-            train.cross_validate(recipe, run.run_dir, run.corpus, run.folds, encoders, encoded=encoded)
+            train.cross_validate(recipe, run.run_dir, run.corpus, run.folds, weights, view_cache=view_cache)
             finished += 1
         except Exception as error:
             if is_disk_full(error) or process.num_processes > 1:
@@ -408,31 +407,24 @@ def train_folds(folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]]
 
 def _failure(error: Exception, run: PlannedRun) -> str:
     if should_reduce_batch_size(error):
-        return train.memory_advice(run.recipe.training_arguments(run.run_dir))
+        return memory_advice(run.recipe.training_arguments(run.run_dir))
     if not isinstance(error, (ValueError, OSError, ImportError)):
         traceback.print_exc()
     return f"{str(error).strip() or type(error).__name__}"
 
 
-def begin_fold(folder: Path, run: PlannedRun, run_dir: Path, number: int) -> tuple[str, str]:
-    """Opens the run directory and returns its encoders. Shards open one at a time, and the last that is made is the
-    fold's folder: where one is, encoders with random weights are whole, and nobody starts the run anew."""
+def begin_fold(folder: Path, run: PlannedRun, run_dir: Path, number: int) -> Weights:
+    """Begins or goes on with the run and returns its weights. Shards open one at a time, and the last that is made is
+    the fold's folder: where one is, encoders with random weights are whole, and nobody starts the run anew."""
     with PartialState().main_process_first():
         is_main = PartialState().is_main_process
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock") if is_main else nullcontext():
+            weights = begin_run(run_dir, run.recipe, run.corpus, run.folds, run.skipped)
             if is_main:
-                open_run(run_dir, run.recipe, run.corpus)
-                description = train.describe(run.recipe, run.corpus, run.folds, num_skipped=len(run.skipped))
-                train.write_protocol(run_dir, description, run.corpus, run.folds, begun=number)
-                if run.skipped:
-                    write_csv(run_dir / "skipped.csv", run.skipped)
-            if run.recipe.init_from:
-                encoders = train.ready_start(run.recipe, run_dir, run.corpus, run.folds)
-            else:
-                encoders = train.ready_encoders(run.recipe, run_dir)
+                note_begun(run_dir, run.corpus, run.folds[number - 1])
             (run_dir / f"fold-{number}").mkdir(exist_ok=True)
-    return encoders
+    return weights
 
 
 def write_run_report(folder: Path, run: PlannedRun):
@@ -592,17 +584,17 @@ def measure(run: PlannedRun) -> tuple[float, float, int] | str:
         measured = copy.copy(run)
         measured.recipe = recipe
         try:
-            encoders = begin_fold(Path(scratch), measured, Path(scratch) / "run", 1)
+            weights = begin_fold(Path(scratch), measured, Path(scratch) / "run", 1)
             fold_dir = Path(scratch) / "run" / "fold-1"
             corpus, fold = run.corpus.select(rows), Fold(1, list(range(len(rows))), [])
             for _ in range(2):
-                encoded = {}
+                view_cache = {}
                 with redirect_stdout(io.StringIO()):  # Trainer prints what it logs
-                    _, cost = train.train_fold(recipe, corpus, fold, fold_dir, *encoders, encoded)
+                    _, cost = train.train_fold(recipe, corpus, fold, fold_dir, weights, view_cache)
         except (ValueError, OSError, ImportError) as error:
             return str(error).strip().splitlines()[0]
         size = sum(path.stat().st_size for path in (fold_dir / "checkpoint").rglob("*") if path.is_file())
-    num_encoded = max(1, len(encoded) * len(rows))
+    num_encoded = max(1, len(view_cache) * len(rows))
     return 1 / cost["steps_per_second"] / len(rows), cost.get("encoding_s", 0.0) / num_encoded, size
 
 
@@ -611,7 +603,7 @@ def _views_heard_once(run: PlannedRun, number: int) -> set[str]:
     that: they go by where they come from."""
     recipe, fold = run.recipe, run.folds[number - 1]
     args = recipe.training_arguments(run.run_dir)
-    if not train.is_encoded_once(recipe, train.training_data(recipe, run.corpus, fold, args)):
+    if not is_encoded_once(recipe, training_data(recipe, run.corpus, fold, args)):
         return set()
     with tempfile.TemporaryDirectory() as scratch:
         audio_encoder, _ = begin_fold(Path(scratch), run, Path(scratch) / "run", number)
@@ -619,15 +611,14 @@ def _views_heard_once(run: PlannedRun, number: int) -> set[str]:
         if isinstance(recipe.audio_encoder, dict):
             source.append(args.seed)  # of random weights
         if recipe.init_from:
-            source = audio_encoder = str(train.start_of_fold(audio_encoder, number))
+            source = audio_encoder = str(checkpoint_of_fold(audio_encoder, number))
         config = AutoConfig.from_pretrained(audio_encoder, revision=recipe.audio_encoder_revision or "main")
         if not recipe.init_from:
             config = LaSCLConfig(audio_config=config, **recipe.model_config())
-        extractor = train.read_extractor(recipe, audio_encoder, train.window_of(recipe, run.corpus, fold))
+        extractor = read_extractor(recipe, audio_encoder, window_of(recipe, run.corpus, fold))
     with torch.device("meta"):
         model = LaSCLModel(config)
-    everything = Fold(0, list(range(len(run.corpus))), [])
-    speech = train.training_data(recipe, run.corpus, everything, args, extractor)
+    speech = training_data(recipe, run.corpus, everything_of(run.corpus), args, extractor)
     return set(view_keys(model, speech, extractor, weights=json.dumps(source)).values())
 
 

@@ -67,8 +67,11 @@ class Run:
         return [row for rows in self.predictions.values() for row in rows]
 
 
-def load_run(run_dir: str | Path) -> Run:
+def load_run(run_dir: str | Path, results: dict | None = None) -> Run:
     """Reads a run directory.
+
+    Args:
+        results: what `summarise_run` says of it, if that was computed just now; else it is, and compared.
 
     Raises:
         ValueError: no finished run is there, a file of it cannot be read, or `results.json` does not follow from the
@@ -78,10 +81,10 @@ def load_run(run_dir: str | Path) -> Run:
     for name in ("results.json", "recipe.yaml", "environment.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}. Give the folder of a finished run: train.py's output_dir.")
-    results = parsed_file(folder / "results.json")
+    told = parsed_file(folder / "results.json")
     try:
-        numbers = [fold["fold"] for fold in results["folds"]]
-        results["pooled"]["labels"], results["mean"]["classifier"], results["std"]["classifier"]
+        numbers = [fold["fold"] for fold in told["folds"]]
+        told["pooled"]["labels"], told["mean"]["classifier"], told["std"]["classifier"]
     except (KeyError, TypeError):
         raise ValueError(f"{folder / 'results.json'} is not what train.py writes. Run train.py again.") from None
     for number in numbers:
@@ -93,7 +96,7 @@ def load_run(run_dir: str | Path) -> Run:
     embeddings = {number: folder / f"fold-{number}" / "embeddings.npz" for number in numbers}
     return Run(
         name=folder.resolve().name,
-        results=_recomputed(folder, results),
+        results=_recomputed(folder, told) if results is None else results,
         recipe=recipe,
         environment=environment,
         protocol=parsed_file(protocol) if protocol.is_file() else {},

@@ -48,8 +48,8 @@ from lascl.hub.card import fold_card, public_config
 from lascl.hub.ownership import CARD, RECORD, Record, hashes, is_lascl_config, merged_card
 from lascl.hub.space import SDK, check_index_url, stage_space
 from lascl.modeling_lascl import save_text_encoder
-from lascl.training.recipe import HUB_MAIN, check_repo_id
-from lascl.training.run_directory import link_or_copy, write_text
+from lascl.training.recipe import HUB_MAIN, Recipe, check_repo_id
+from lascl.training.run_directory import FULL_DATA, link_or_copy, write_text
 
 
 # The HTTP client that huggingface_hub uses, whose errors come through: httpx, and httpx2 from its version 2 on, with
@@ -65,9 +65,6 @@ PASSING = (408, 409, 412, 429)  # and all from 500 on: the same request may succ
 # What an Inference Endpoint runs, and installs for it beside the torch that it has.
 HANDLER = Path(__file__).with_name("handler.py")
 HANDLER_REQUIREMENTS = ("transformers>=4.57,<6", "soundfile>=0.12", "soxr>=0.5")
-
-# Beside the folds' folders in a run: the training on everything.
-FULL_DATA = "full-data"
 
 
 class PublishingError(RuntimeError):
@@ -637,7 +634,8 @@ def refuse_early(repo_id: str):
 
 
 class BackgroundPublisher:
-    """Publishes folds beside the training of the next: one thread, which training never waits for.
+    """Publishes folds beside the training of the next: one thread, which training never waits for. As a context it
+    lets go of what has not begun when training fails.
 
     Args:
         run_dir, repo_id, private, hub_main, publish_text_encoder: as for `publish`.
@@ -655,6 +653,23 @@ class BackgroundPublisher:
         disable_progress_bars()  # those of training are enough
         if get_token() is None:
             print("push_to_hub: no token is found; log in with `hf auth login` before the first fold ends.", flush=True)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, run_dir: Path) -> BackgroundPublisher:
+        return cls(
+            run_dir,
+            recipe.hub_model_id,
+            private=recipe.hub_private_repo,
+            hub_main=recipe.hub_main,
+            publish_text_encoder=recipe.publish_text_encoder,
+        )
+
+    def __enter__(self) -> BackgroundPublisher:
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None:
+            self.cancel()
 
     def add(self, number: int):
         """Takes a finished fold; returns at once."""

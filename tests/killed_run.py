@@ -7,6 +7,7 @@ import sys
 from transformers import TrainerCallback
 
 from lascl import LaSCLTrainer, train
+from lascl.training import fold as fold_module
 
 
 fold, step, rank = sys.argv[1:4]
@@ -24,5 +25,5 @@ class KilledTrainer(LaSCLTrainer):
         self.add_callback(Kill())
 
 
-train.LaSCLTrainer = KilledTrainer
+fold_module.LaSCLTrainer = KilledTrainer
 train.main(sys.argv[4:])

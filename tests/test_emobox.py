@@ -10,7 +10,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict
 
 from lascl import load_corpus, make_folds
 from lascl.data import read_audio
-from lascl.train import describe
+from lascl.training.protocol import describe
 from lascl.training.recipe import parse_recipe
 
 

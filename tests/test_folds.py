@@ -12,11 +12,12 @@ from datasets import ClassLabel, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lascl import train as lascl_train
 from lascl.data import Fold, make_folds
 from lascl.data import folds as folds_module
 from lascl.data.folds import PROTOCOLS, VALIDATIONS
-from lascl.train import describe, main
+from lascl.train import main
+from lascl.training import protocol as protocol_module
+from lascl.training.protocol import describe
 from lascl.training.recipe import Recipe
 
 
@@ -215,7 +216,7 @@ def test_leaving_one_of_two_thousand_speakers_out_of_a_hundred_thousand_rows_tra
         begun.append(tracemalloc.get_traced_memory()[1] / 2**20)  # 0 where it is not watched
         raise OutOfTimeError
 
-    monkeypatch.setattr("lascl.train.load_corpus", lambda *args, **kwargs: corpus)
+    monkeypatch.setattr("lascl.training.prepare.load_corpus", lambda *args, **kwargs: corpus)
     monkeypatch.setattr("lascl.LaSCLTrainer.training_step", training_step)
     command = ["csv", "--data_dir", str(tmp_path), "--protocol", "leave_one_speaker_out", "--augmentation", "gain"]
     command += ["--audio_encoder", audio_encoders["wav2vec2-layer"], "--text_encoder", text_encoder]
@@ -234,15 +235,16 @@ def test_leaving_one_of_two_thousand_speakers_out_of_a_hundred_thousand_rows_tra
 
 
 def test_hashes_of_many_folds_come_as_they_are_begun_and_stay(monkeypatch, tmp_path):
-    assert hasattr(lascl_train, "HASHED_AT_ONCE"), "all training sides are hashed before training"
     corpus = many_voices(40, 4)
     folds, at_once, _ = planned(corpus, seconds=10)
     expected = [fold["train_ids_hash"] for fold in at_once["folds"]]
-    monkeypatch.setattr(lascl_train, "HASHED_AT_ONCE", 10)
+    monkeypatch.setattr(protocol_module, "HASHED_AT_ONCE", 10)
     _, protocol, _ = planned(corpus, seconds=10)
 
     def hashes(begun=None):
-        lascl_train.write_protocol(tmp_path, copy.deepcopy(protocol), corpus, folds, begun)
+        protocol_module.write_protocol(tmp_path, copy.deepcopy(protocol))
+        if begun:
+            protocol_module.note_begun(tmp_path, corpus, folds[begun - 1])
         told = json.loads((tmp_path / "protocol.json").read_text())
         assert {**told, "folds": None} == {**at_once, "folds": None}
         return [fold.get("train_ids_hash") for fold in told["folds"]]

@@ -173,7 +173,7 @@ def test_folds_share_what_the_encoder_made_of_the_audio(recipe, one_process, tmp
         counts.append(len(encoded) - before)
         return blocks
 
-    monkeypatch.setattr("lascl.train.embed_views", counted)
+    monkeypatch.setattr("lascl.training.fold.embed_views", counted)
     main([*recipe, "--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true"])
     assert counts == [3, 0]  # the clean view, and another in each of two epochs
     main([*recipe, "--folds", "2", "--output_dir", str(tmp_path / "alone"), "--disable_tqdm", "true"])
@@ -244,7 +244,9 @@ def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_els
 
 
 def test_learned_layer_weights_are_no_constant_so_every_view_is_encoded_in_every_epoch(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("lascl.train.embed_views", lambda *args: pytest.fail("pooled once, but the weights learn"))
+    monkeypatch.setattr(
+        "lascl.training.fold.embed_views", lambda *args: pytest.fail("pooled once, but the weights learn")
+    )
     options = ["--audio_layers", "weighted", "--folds", "1", "--num_train_epochs", "1"]
     main([*recipe, *options, "--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true"])
     model = LaSCLForAudioClassification.from_pretrained(tmp_path / "run" / "fold-1" / "checkpoint")

@@ -65,7 +65,7 @@ def test_what_an_old_configuration_lacks_is_its_default_today():
 @pytest.fixture(autouse=True)
 def without_reports(monkeypatch):
     """The report of a run is drawn elsewhere, and takes seconds."""
-    monkeypatch.setattr("lascl.train.write_report", lambda run_dir: None)
+    monkeypatch.setattr("lascl.train.write_report", lambda *_: None)
 
 
 def test_an_old_run_goes_on_with_its_own_folds(command, old_run, capsys):

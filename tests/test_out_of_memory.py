@@ -96,6 +96,7 @@ ROOM_MIB = 590
 LIMITED = """
 import resource, sys
 from lascl import LaSCLTrainer, train
+from lascl.training import fold
 
 class Limited(LaSCLTrainer):
     def training_step(self, *args, **kwargs):
@@ -105,7 +106,7 @@ class Limited(LaSCLTrainer):
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         return super().training_step(*args, **kwargs)
 
-train.LaSCLTrainer = Limited
+fold.LaSCLTrainer = Limited
 train.main(sys.argv[2:])
 """
 

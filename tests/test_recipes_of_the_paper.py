@@ -135,7 +135,7 @@ def tiny(name: str, tmp_path, keep: int | None = None) -> str:
 def runs_and_resumes(name, iemocap, tmp_path, monkeypatch, *, keep=None):
     """One fold, then two: what is done is kept, and the table has all rows. Two optimiser steps a fold."""
     # The report of a run is drawn elsewhere, and takes seconds.
-    monkeypatch.setattr(train, "write_report", lambda run_dir: (run_dir / "report.md").write_text(""))
+    monkeypatch.setattr(train, "write_report", lambda run_dir, _: (run_dir / "report.md").write_text(""))
     typed = ["--data_dir", str(iemocap), "--allow_partial", "true", "--max_steps", "2", "--global_batch_size", "16"]
     typed += ["--use_cpu", "true", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "study")]
     typed += [

@@ -34,7 +34,7 @@ def recipe(emodb_like, audio_encoders, text_encoder):
 @pytest.fixture
 def without_reports(monkeypatch):
     """The report of a run is drawn elsewhere, and takes seconds."""
-    monkeypatch.setattr(train, "write_report", lambda run_dir: (run_dir / "report.md").write_text(""))
+    monkeypatch.setattr(train, "write_report", lambda run_dir, _: (run_dir / "report.md").write_text(""))
 
 
 def test_baselines_are_set_side_by_side(recipe, tmp_path, capsys, monkeypatch, without_reports):

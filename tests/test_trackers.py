@@ -8,7 +8,10 @@ import sys
 import pytest
 from test_distributed import ROOT
 
-from lascl.train import main
+from lascl.train import main, train_on_everything
+from lascl.training.prepare import read_corpus
+from lascl.training.recipe import parse_recipe
+from lascl.training.start import Weights
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def recipe(audio_encoders, text_encoder, emodb_like):
 
 @pytest.fixture
 def without_reports(monkeypatch):
-    monkeypatch.setattr("lascl.train.write_report", lambda run_dir: (run_dir / "report.md").write_text(""))
+    monkeypatch.setattr("lascl.train.write_report", lambda run_dir, _: (run_dir / "report.md").write_text(""))
 
 
 def losses_of(fold_dir) -> dict[int, float]:
@@ -46,7 +49,6 @@ def scalars(logs, tag) -> dict[int, float]:
 
 def test_tensorboard_has_the_losses_of_each_fold_and_of_all_data(recipe, tmp_path, without_reports):
     pytest.importorskip("tensorboard", reason="needs tensorboard, of the extra `dev`")
-    from lascl import train as module
 
     run = tmp_path / "run"
     main([*recipe, "--output_dir", str(run), "--report_to", "tensorboard"])
@@ -57,9 +59,9 @@ def test_tensorboard_has_the_losses_of_each_fold_and_of_all_data(recipe, tmp_pat
         assert not (run / name / "trainer").exists()
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
     # As with --hub_main full_data, which needs no Hub until a fold is published.
-    parsed, _ = module.parse_recipe([*recipe, "--output_dir", str(run), "--report_to", "tensorboard"])
-    corpus, _ = module.read_corpus(parsed)
-    module.train_on_everything(parsed, run, corpus, (parsed.audio_encoder, parsed.text_encoder))
+    parsed, _ = parse_recipe([*recipe, "--output_dir", str(run), "--report_to", "tensorboard"])
+    corpus, _ = read_corpus(parsed)
+    train_on_everything(parsed, run, corpus, Weights(parsed.audio_encoder, parsed.text_encoder))
     assert len(scalars(run / "full-data" / "logs", "train/loss")) == 2
 
 

@@ -11,8 +11,9 @@ from conftest import LABELS, as_own_corpus, read_csv
 from datasets import ClassLabel, Dataset
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
-from lascl.train import describe, main
+from lascl.train import main
 from lascl.training.checkpoints import last_whole_checkpoint
+from lascl.training.protocol import describe
 from lascl.training.recipe import RECIPES, parse_recipe
 
 
@@ -226,7 +227,7 @@ def test_validation_selects_the_epoch_and_the_test_never_does(command, tmp_path,
             super()._save_checkpoint(model, trial)
             epochs.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
-    monkeypatch.setattr("lascl.train.LaSCLTrainer", Recording)
+    monkeypatch.setattr("lascl.training.fold.LaSCLTrainer", Recording)
     options = ["--folds", "1", "--num_train_epochs", "4", "--validation", "speaker", "--output_dir", str(tmp_path)]
     main([*command, *options, "--selection", "best_validation"])
     saved = LaSCLForAudioClassification.from_pretrained(tmp_path / "fold-1" / "checkpoint").state_dict()

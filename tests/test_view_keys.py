@@ -16,11 +16,15 @@ from conftest import RATE, recording
 from transformers import AutoFeatureExtractor, TrainingArguments
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainingArguments, load_corpus, make_folds, study, train
-from lascl.data import SpeechCollator, SpeechDataset
+from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.modeling_lascl import LaSCLModel
+from lascl.training import fold as fold_module
 from lascl.training import pooled
+from lascl.training.prepare import read_corpus
+from lascl.training.protocol import describe
 from lascl.training.random_encoders import save_random_audio_encoder
 from lascl.training.recipe import HUB, RECORDED, Recipe
+from lascl.training.start import Weights
 
 
 # What each field is changed to, from the recipe below. 0.1 s cuts other recordings than 0.15 s, in the same second.
@@ -143,21 +147,21 @@ def begin(fields, tmp_path_factory):
         own = {field.name for field in dataclasses.fields(Recipe)}
         recipe = Recipe(**{name: value for name, value in values.items() if name in own})
         recipe.training = {name: value for name, value in values.items() if name not in own}
-        corpus, _ = train.read_corpus(recipe)
+        corpus, _ = read_corpus(recipe)
         division = {"protocol": recipe.protocol, "validation": recipe.validation, "seed": recipe.split_seed}
         folds = make_folds(corpus, recipe.num_folds, **division)
         heard.clear()
         run_dir = tmp_path_factory.mktemp("run")
-        described = train.describe(recipe, corpus, folds, num_skipped=0)
+        described = describe(recipe, corpus, folds, num_skipped=0)
         (run_dir / "protocol.json").write_text(json.dumps(described), encoding="utf-8")
         with pytest.raises(Begun) as begun:
-            encoders = (recipe.audio_encoder, recipe.text_encoder)
-            train.cross_validate(recipe, run_dir, corpus, folds, encoders, encoded=encoded)
+            weights = Weights(recipe.audio_encoder, recipe.text_encoder)
+            train.cross_validate(recipe, run_dir, corpus, folds, weights, view_cache=encoded)
         return begun.value.args[0], sum(heard)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LaSCLModel, "forward", counted)
-        patch.setattr(train, "LaSCLTrainer", see)
+        patch.setattr(fold_module, "LaSCLTrainer", see)
         yield begin
 
 
@@ -230,10 +234,10 @@ class Watched:
 def test_stock_s_other_fields_are_not_read_where_views_are_made(fields, tmp_path):
     recipe = Recipe(**{name: fields[name] for name in ("corpus", "data_dir", "audio_encoder", "text_encoder")})
     args = Watched(LaSCLTrainingArguments(str(tmp_path), augmentation_period=1, use_cpu=True, disable_tqdm=True))
-    corpus, _ = train.read_corpus(recipe)
+    corpus, _ = read_corpus(recipe)
     model = LaSCLForAudioClassification.from_encoders(recipe.audio_encoder, recipe.text_encoder, ["a", "b"])
     extractor = AutoFeatureExtractor.from_pretrained(recipe.audio_encoder)
-    speech = train.training_data(recipe, corpus, train.Fold(1, [0, 1, 2], []), args, extractor)
+    speech = fold_module.training_data(recipe, corpus, Fold(1, [0, 1, 2], []), args, extractor)
     pooled.embed_views(model, speech, SpeechCollator(extractor), {}, args)
     assert args.read - CHANGED.keys() == {"disable_tqdm", "dataloader_num_workers"}
 
@@ -337,7 +341,7 @@ def test_a_dry_run_names_as_many_views_as_a_study_encodes(begin, fields, tmp_pat
     told = set().union(*(study._views_heard_once(run, 1) for run in runs))
     encoded = {}
     for run in runs:
-        encoders = study.begin_fold(tmp_path, run, run.run_dir, 1)
+        weights = study.begin_fold(tmp_path, run, run.run_dir, 1)
         with pytest.raises(Begun):
-            train.cross_validate(run.recipe, run.run_dir, run.corpus, run.folds, encoders, encoded=encoded)
+            train.cross_validate(run.recipe, run.run_dir, run.corpus, run.folds, weights, view_cache=encoded)
     assert len(encoded) == len(told) == 3 + 3 + 2

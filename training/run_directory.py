@@ -22,6 +22,9 @@ import yaml
 from lascl.training.recipe import NOT_IDENTITY, Recipe, recorded_recipe, with_absent
 
 
+FULL_DATA = "full-data"  # beside the folds: what was trained on every utterance
+
+
 def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> Path:
     """Makes the run directory, or continues in one whose recipe is the same. One without any fold is started anew.
 

@@ -1,0 +1,204 @@
+"""One fold: its views, the statistics of its pooled audio, its training, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import send_to_device
+from huggingface_hub import ModelCard
+from torch.utils.data import DataLoader, Dataset
+
+from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
+from lascl.modeling_lascl import LaSCLForAudioClassification
+from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
+from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
+from lascl.training.recipe import Recipe
+from lascl.training.run_directory import link_or_copy, write_json
+from lascl.training.start import Start
+from lascl.training.trackers import tracked
+from lascl.training.trainer import LaSCLTrainer
+
+
+# What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
+NOT_LOGGED = ("_runtime", "_per_second", "data_wait_share", "peak_memory_mib", "total_flos")
+
+
+class FoldData(NamedTuple):
+    """What a fold's training reads.
+
+    Args:
+        train: the views that are trained on.
+        watched: by `validation` and `test`, the clean views whose scores are logged.
+        collate: makes batches of both.
+        cost: `encoding_s`, where a frozen encoder heard the views before training.
+    """
+
+    train: Dataset
+    watched: dict[str, Dataset]
+    collate: Callable
+    cost: dict[str, float]
+
+
+# --------------------------------------------------------------------------------------------------------------- views
+
+
+def fold_data(
+    recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, start: Start, view_cache: dict[str, torch.Tensor]
+) -> FoldData:
+    """The fold's views as audio, or, of a frozen encoder whose views repeat, as the pooled audio of each, which is
+    encoded once. The model gets the statistics of the training side if the recipe standardises.
+
+    Args:
+        view_cache: pooled audio by `lascl.training.pooled.view_keys`: what is there is not encoded again.
+    """
+    model, extractor, _ = start
+    limit_s = clip_limit_s(recipe, extractor)
+    num_cut = sum(duration_s > limit_s for duration_s in corpus["duration_s"][:])
+    if num_cut:
+        PartialState().print(f"{num_cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
+    collator, train = SpeechCollator(extractor), training_data(recipe, corpus, fold, args, extractor)
+    # The test's scores of every epoch are logged, since the field publishes them; nothing reads them.
+    watched = {name: rows for name, rows in (("validation", fold.validation), ("test", fold.test)) if rows}
+    takes_statistics = recipe.standardise_audio and not recipe.init_from
+    if is_encoded_once(recipe, train):
+        everything = training_data(recipe, corpus, everything_of(corpus), args, extractor)
+        began = time.monotonic()
+        blocks = embed_views(model.to(args.device), everything, collator, view_cache, args)
+        cost = {"encoding_s": time.monotonic() - began}
+        if takes_statistics:
+            model.lascl.set_pooled_statistics(PooledDataset(everything, fold.train, blocks, num_views=1).pooled[0, 0])
+        standardise = model.lascl.standardise if takes_statistics else None
+        pooled = partial(PooledDataset, everything, blocks=blocks, transform=standardise)
+        train = pooled(fold.train, num_views=train.num_views)
+        return FoldData(
+            train, {name: pooled(rows, num_views=1) for name, rows in watched.items()}, collate_pooled, cost
+        )
+    clean = partial(SpeechDataset, corpus, sampling_rate=extractor.sampling_rate, max_duration_s=limit_s)
+    if takes_statistics:
+        loader = DataLoader(clean(fold.train), args.eval_batch_size, collate_fn=collator)
+        model.lascl.set_pooled_statistics(pool_utterances(model.to(args.device), loader))
+    return FoldData(train, {name: clean(rows) for name, rows in watched.items()}, collator, {})
+
+
+def training_data(recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, extractor=None) -> SpeechDataset:
+    """The fold's utterances and their views; without the extractor good for planning alone."""
+    return SpeechDataset(
+        corpus,
+        fold.train,
+        sampling_rate=getattr(extractor, "sampling_rate", SAMPLING_RATE),
+        max_duration_s=clip_limit_s(recipe, extractor),
+        augmentation=args.augmentation,
+        num_views=args.num_views,
+        augmentation_period=args.augmentation_period,
+        seed=args.seed,
+    )
+
+
+def everything_of(corpus) -> Fold:
+    """All utterances as a training side, and nothing held out: fold 0."""
+    return Fold(0, list(range(len(corpus))), [])
+
+
+def clip_limit_s(recipe: Recipe, extractor) -> float:
+    """Seconds that the model sees of an utterance at most: the recipe's limit, and Whisper's window."""
+    return min(recipe.max_duration_s, getattr(extractor, "chunk_length", math.inf))
+
+
+def is_encoded_once(recipe: Recipe, speech: SpeechDataset) -> bool:
+    """Whether each view is one vector for good: nothing that makes it is trained, and no view is ever drawn again."""
+    is_constant = recipe.freeze_audio_encoder and recipe.audio_layers != "weighted"
+    return is_constant and speech.augmentation_period is not None
+
+
+@torch.no_grad()
+def pool_utterances(model: LaSCLForAudioClassification, loader: DataLoader) -> torch.Tensor:
+    """(N, d_a): the pooled audio of all utterances of a loader, in evaluation mode."""
+    model.eval()
+    rows = []
+    for batch in loader:
+        del batch["labels"]
+        rows.append(model.lascl(**send_to_device(batch, model.device)).pooled_audio)
+    return torch.cat(rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def fit(start: Start, data: FoldData, args: LaSCLTrainingArguments, fold_dir: Path) -> LaSCLTrainer:
+    """Trains, from the last intermediate checkpoint in `args.output_dir` if there is one."""
+    with tracked(args, fold_dir):
+        trainer = LaSCLTrainer(
+            start.model,
+            args,
+            eval_dataset=data.watched,
+            train_dataset=data.train,
+            data_collator=data.collate,
+            processing_class=start.extractor,
+        )
+        trainer.add_callback(MarkWholeCheckpoints())
+        with PartialState().main_process_first():
+            if PartialState().is_main_process:
+                remove_damaged_checkpoints(args.output_dir)
+            interrupted = last_whole_checkpoint(args.output_dir)
+        if interrupted:
+            PartialState().print(f"Going on after step {interrupted.rpartition('-')[2]}.")
+        trainer.train(resume_from_checkpoint=interrupted)
+    return trainer
+
+
+# ------------------------------------------------------------------------------------------------------- what is kept
+
+
+def save_fold(trainer: LaSCLTrainer, start: Start, text_encoder: str, fold_dir: Path, card: Callable[..., ModelCard]):
+    """Writes `log_history.json` and `checkpoint/`, and lets go of what training held.
+
+    Args:
+        text_encoder: its name or folder; a folder's goes with the checkpoint, since it is nowhere else.
+        card: of a folder `checkpoint`, filled with what is known before the fold is tested.
+    """
+    if trainer.is_world_process_zero():
+        fold_dir.mkdir(parents=True, exist_ok=True)
+        write_json(fold_dir / "log_history.json", merge_log(trainer.state.log_history))
+        if start.adapters:
+            start.adapters.merge_and_unload()
+        save_checkpoint(start, text_encoder, fold_dir / "checkpoint", card)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+
+
+def merge_log(entries: list[dict]) -> list[dict]:
+    """One entry a logged step, sorted by name: what comes out of an intermediate checkpoint is sorted too."""
+    steps = {}
+    for entry in entries:
+        kept = {name.removeprefix("eval_"): value for name, value in entry.items() if not name.endswith(NOT_LOGGED)}
+        steps[entry["step"]] = {**steps.get(entry["step"], {}), **kept}
+    return [dict(sorted(steps[step].items())) for step in sorted(steps)]
+
+
+def save_checkpoint(start: Start, text_encoder: str, folder: Path, card: Callable[..., ModelCard]):
+    """A complete model repository: weights, config, code, feature extractor, card; whole or absent."""
+    unfinished = folder.with_name(".checkpoint")
+    for stale in (unfinished, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    start.model.save_pretrained(unfinished, save_text_encoder=False)
+    start.extractor.save_pretrained(unfinished)
+    if text_encoder and Path(text_encoder).is_dir():
+        shutil.copytree(text_encoder, unfinished / "text_encoder", copy_function=link_or_copy)
+    card(checkpoint=unfinished).save(unfinished / "README.md")
+    unfinished.rename(folder)
+
+
+def training_cost(trainer: LaSCLTrainer, data: FoldData) -> dict[str, float]:
+    """`train_runtime_s`, earlier starts included, `encoding_s` before it where the encoder is frozen, and the rates of
+    `StepClock` of this start."""
+    runtime_s = trainer.state.log_history[-1]["train_runtime"]
+    return {"train_runtime_s": runtime_s, **data.cost, **trainer.clock.since_start()}
