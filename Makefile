@@ -40,7 +40,7 @@ lint: .venv/installed
 
 # Puts the numbers of results/ into the README.
 readme: .venv/installed
-	$(BIN)/python -m lascl.evaluation.readme README.md
+	$(BIN)/python -m lascl.studies.readme README.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -25,7 +25,7 @@ from lascl import load_corpus, make_folds
 from lascl.data import SpeechDataset
 from lascl.evaluation.metrics import SCORES
 from lascl.evaluation.results import read_run, score_rows
-from lascl.evaluation.studies import compare_seeds
+from lascl.studies.tables import compare_seeds
 
 
 FIXED_C = 0.1  # of the single layers, as the floor of 87.1 was measured

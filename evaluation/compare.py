@@ -84,15 +84,22 @@ def compare_runs(run_a: str | Path, run_b: str | Path, *, head: str = "model", c
     references, speakers = ([row[column] for row in rows_a] for column in ("reference", "speaker"))
     labels = sorted({*references, *predictions[0], *predictions[1]})
     counts = np.stack([speaker_counts(chosen, references, speakers, labels) for chosen in predictions], axis=1)
-    scores = scores_from_counts(counts.sum(axis=0))  # (2, 3)
-    differences, intervals, p_values = paired_difference(counts)
-    result = {
+    found = {
         "a": str(run_a),
         "b": str(run_b),
         "head": head,
         "num_utterances": len(both),
         "num_speakers": len(counts),
     }
+    return found | compare_counts(counts)
+
+
+def compare_counts(counts: np.ndarray) -> dict[str, dict]:
+    """What `compare_runs` says under `wa`, `ua` and `macro_f1`, from confusion counts of each speaker under A and B,
+    (S, 2, K, K)."""
+    scores = scores_from_counts(counts.sum(axis=0))  # (2, 3)
+    differences, intervals, p_values = paired_difference(counts)
+    result = {}
     for column, name in enumerate(SCORES):
         numbers = {
             "a": float(scores[0, column]),

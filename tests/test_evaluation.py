@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
 from lascl.evaluation import expected_calibration_error, results_table, score, speaker_interval, summarise_run
-from lascl.evaluation.readme import render
+from lascl.studies.readme import render
 
 
 def test_scores_by_hand():

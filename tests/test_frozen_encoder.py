@@ -16,8 +16,10 @@ from conftest import RATE, read_csv
 from test_distributed import ROOT, TORCHRUN, launch
 from transformers import AutoFeatureExtractor, set_seed
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, study
+from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, study, train
 from lascl.data import SpeechCollator, SpeechDataset
+from lascl.studies.forecast import measure
+from lascl.studies.plan import Study, plan_runs, read_corpora
 from lascl.train import main
 from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
@@ -257,7 +259,7 @@ def test_a_dry_run_counts_every_view_once_whatever_the_number_of_folds_and_varia
     recipe, tmp_path, monkeypatch, capsys
 ):
     """A second a view, and nothing else: a clean view and two augmented ones of 70 utterances."""
-    monkeypatch.setattr(study, "measure", lambda run: (0.0, 1.0, 100))
+    monkeypatch.setattr("lascl.studies.forecast.measure", lambda run: (0.0, 1.0, 100))
     options = ["--vary", "objective=ce,lascl", "--dry_run", "--output_dir", str(tmp_path / "study")]
     study.main(["quickstart", *recipe, *options])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
@@ -265,15 +267,15 @@ def test_a_dry_run_counts_every_view_once_whatever_the_number_of_folds_and_varia
 
 
 def test_a_dry_run_measures_encoding_and_training_apart(recipe, tmp_path, monkeypatch):
-    runs = study.plan_runs(study.Study("s", "quickstart", {}, {"LaSCL": {}}, [1], "LaSCL"), recipe, tmp_path)
-    study.read_corpora(runs)
-    heard, real = [], study.train.train_fold
+    runs = plan_runs(Study("s", "quickstart", {}, {"LaSCL": {}}, [1], "LaSCL"), recipe, tmp_path)
+    read_corpora(runs)
+    heard, real = [], train.train_fold
 
     def train_fold(recipe, corpus, *rest):
         heard.append(len(corpus))
         return None, {"steps_per_second": 10.0, "encoding_s": 12.0} if real(recipe, corpus, *rest) else None
 
-    monkeypatch.setattr(study.train, "train_fold", train_fold)
-    utterance_s, view_s, checkpoint_bytes = study.measure(runs[0])
+    monkeypatch.setattr(train, "train_fold", train_fold)
+    utterance_s, view_s, checkpoint_bytes = measure(runs[0])
     assert heard == [2, 2] and checkpoint_bytes > 0
     assert (utterance_s, view_s) == (pytest.approx(0.1 / 2), pytest.approx(12 / (3 * 2)))

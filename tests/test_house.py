@@ -13,7 +13,7 @@ import lascl
 
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "training", "evaluation", "hub", "inference", "space")
+ROOMS = ("data", "training", "studies", "evaluation", "hub", "inference", "space")
 MODULES = [
     *ROOT.glob("*.py"),
     *(path for room in (*ROOMS, "tests") for path in (ROOT / room).glob("*.py")),

@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data.public_corpora import PUBLIC_CORPORA
-from lascl.evaluation.readme import render
+from lascl.studies.readme import render
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ from conftest import AUDIO_ENCODERS, RATE, TEXT_ENCODER, recording
 
 from lascl import study, train
 from lascl.data.augmentation import AUGMENTATIONS
+from lascl.studies.plan import KEYS, plan_runs, read_study
 from lascl.training.recipe import RECIPES, parse_recipe
 
 
@@ -34,7 +35,7 @@ def read(name: str) -> dict:
 def variants_of(name: str, tmp_path, recipe: str | None = None) -> dict:
     """The recipe of each variant."""
     options = Namespace(recipe=recipe, vary=None, seeds=None, output_dir=None)
-    return {run.variant: run.recipe for run in study.plan_runs(*study.read_study([name], options), tmp_path)}
+    return {run.variant: run.recipe for run in plan_runs(*read_study([name], options), tmp_path)}
 
 
 def test_the_paper_s_recipe_is_section_3_2(tmp_path):
@@ -93,7 +94,7 @@ def test_a_study_s_recipe_holds_overrides_only_and_trains_by_lascl_study_alone(n
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and f"Run it with: lascl-study {name}." in error
     content = read(name)["study"]
-    assert content["recipe"] == "paper" and set(content) <= set(study.KEYS)
+    assert content["recipe"] == "paper" and set(content) <= set(KEYS)
     if name != "grid":
         assert content["paper"][content["against"]] == [77.79, 78.42]
         assert set(content["variants"]) - set(content["paper"]) <= {"CE", "None"}
@@ -150,7 +151,7 @@ def runs_and_resumes(name, iemocap, tmp_path, monkeypatch, *, keep=None):
         typed += ["--audio_encoder", json.dumps(AUDIO_ENCODERS["wavlm-layer"])]
     argv = [tiny(name, tmp_path, keep), *typed]
     with monkeypatch.context() as quick:
-        quick.setattr(study, "write_pairs", lambda *where: "")
+        quick.setattr("lascl.studies.run.write_pairs", lambda *where: "")
         study.main([*argv, "--folds", "1"])
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*/seed-42/fold-1/metrics.json")}
     study.main([*argv, "--folds", "1,2"])

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import recall_score
 
-from lascl import study as study_module
 from lascl import train
 from lascl.evaluation.compare import compare_runs
-from lascl.evaluation.studies import compare_seeds, folder_name, study_table, summarise_study
-from lascl.evaluation.study_figures import geometry
-from lascl.study import Study, as_options, in_words, main, plan_runs, read_corpora, read_variants, shard_of
+from lascl.studies.figures import geometry
+from lascl.studies.plan import Study, as_options, plan_runs, read_corpora, read_variants, shard_of
+from lascl.studies.run import in_words
+from lascl.studies.tables import compare_seeds, folder_name, study_table, summarise_study
+from lascl.study import main
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def without_reports(monkeypatch):
 
 
 def test_baselines_are_set_side_by_side(recipe, tmp_path, capsys, monkeypatch, without_reports):
-    monkeypatch.setattr(study_module, "write_pairs", lambda *where: "(pairs)")  # drawn in test_a_study_s_file
+    monkeypatch.setattr("lascl.studies.run.write_pairs", lambda *where: "(pairs)")  # drawn in test_a_study_s_file
     study = [*recipe, "--vary", "objective=ce,lascl", "--output_dir", str(tmp_path / "study")]
     main(study)
     names = ["objective=ce", "objective=lascl"]

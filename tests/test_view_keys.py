@@ -15,9 +15,13 @@ import torch
 from conftest import RATE, recording
 from transformers import AutoFeatureExtractor, TrainingArguments
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainingArguments, load_corpus, make_folds, study, train
+from lascl import LaSCLForAudioClassification, LaSCLTrainingArguments, load_corpus, make_folds, train
 from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.modeling_lascl import LaSCLModel
+from lascl.studies import forecast
+from lascl.studies.forecast import views_heard_once
+from lascl.studies.plan import Study, plan_runs, read_corpora
+from lascl.studies.run import begin_fold
 from lascl.training import fold as fold_module
 from lascl.training import pooled
 from lascl.training.prepare import read_corpus
@@ -277,6 +281,10 @@ from lascl import LaSCLConfig, load_corpus
 from lascl.data import SpeechDataset
 from lascl.encoders_lascl import load_audio_encoder
 from lascl.modeling_lascl import LaSCLModel
+from lascl.studies import forecast
+from lascl.studies.forecast import views_heard_once
+from lascl.studies.plan import Study, plan_runs, read_corpora
+from lascl.studies.run import begin_fold
 from lascl.training.pooled import view_keys
 clips, folder = sys.argv[1:]
 views = {"augmentation": "mixed", "num_views": 2, "augmentation_period": 2}
@@ -335,13 +343,13 @@ def test_a_dry_run_names_as_many_views_as_a_study_encodes(begin, fields, tmp_pat
     runs = []
     for seed, variant in ((1, {}), (1, {"divergence_weight": 1.0}), (1, {"max_duration_s": 0.1}), (2, {})):
         name = f"{seed}, {variant}"
-        runs += study.plan_runs(study.Study("s", "csv", {}, {name: variant}, [seed], name), options, tmp_path)
-    study.read_corpora(runs)
-    assert hasattr(study, "view_keys")
-    told = set().union(*(study._views_heard_once(run, 1) for run in runs))
+        runs += plan_runs(Study("s", "csv", {}, {name: variant}, [seed], name), options, tmp_path)
+    read_corpora(runs)
+    assert hasattr(forecast, "view_keys")
+    told = set().union(*(views_heard_once(run, 1) for run in runs))
     encoded = {}
     for run in runs:
-        weights = study.begin_fold(tmp_path, run, run.run_dir, 1)
+        weights = begin_fold(tmp_path, run, run.run_dir, 1)
         with pytest.raises(Begun):
             train.cross_validate(run.recipe, run.run_dir, run.corpus, run.folds, weights, view_cache=encoded)
     assert len(encoded) == len(told) == 3 + 3 + 2

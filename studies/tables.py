@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lascl.evaluation.compare import NAMES, _sentence, compare_runs, paired_difference
+from lascl.evaluation.compare import NAMES, compare_counts, compare_runs
 from lascl.evaluation.intervals import speaker_counts, speaker_interval
 from lascl.evaluation.metrics import SCORES, sample_std, scores_from_counts
 from lascl.evaluation.report_data import parsed_file
@@ -99,18 +99,7 @@ def compare_seeds(runs_a: list[Path], runs_b: list[Path]) -> dict:
     tested = [_tested(runs) for runs in (runs_a, runs_b)]
     labels = sorted({label for counts in tested for row in counts for label in row["labels"]})
     counts = np.stack([_mean_counts(rows, labels) for rows in tested], axis=1)  # (S, 2, K, K)
-    scores = scores_from_counts(counts.sum(axis=0))
-    differences, intervals, p_values = paired_difference(counts)
-    for column, name in enumerate(SCORES):
-        numbers = {
-            "a": float(scores[0, column]),
-            "b": float(scores[1, column]),
-            "difference": float(differences[column]),
-            "interval": intervals[column],
-            "p": p_values[column],
-        }
-        result[name] = {**numbers, "sentence": _sentence(NAMES[name], numbers, len(counts))}
-    return result
+    return result | compare_counts(counts)
 
 
 def _tested(runs: list[Path]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Puts the numbers of `results/` between the README's markers: `python -m lascl.evaluation.readme README.md`.
+"""Puts the numbers of `results/` between the README's markers: `python -m lascl.studies.readme README.md`.
 
 A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of the small files of a run
 directory or of a study; what it says is computed from the predictions there. A block `<!-- benchmark: NAME -->` ...
@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from lascl.evaluation.results import results_table, summarise_run
-from lascl.evaluation.studies import seed_runs, study_table, summarise_study
+from lascl.studies.tables import seed_runs, study_table, summarise_study
 
 
 RUNS = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)

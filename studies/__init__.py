@@ -1,0 +1,1 @@
+"""Studies: variants of a recipe, run fold by fold and set side by side."""
