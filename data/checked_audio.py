@@ -15,14 +15,14 @@ from pathlib import Path
 import datasets
 from tqdm.auto import tqdm
 
-from lascl.data.audio import SAMPLING_RATE, audio_header, read_audio
+from lascl.data.audio import decoded_duration_s
 
 
 def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, float | str]:
     """Decodes files whole and tells how long they are, or what is wrong with them.
 
-    What was found is remembered by path, size and modification time, so that a second call costs a look at each
-    file's entry in its folder.
+    How long a file is is remembered by path, size and modification time, so that a second call costs a look at its
+    entry in its folder. What is wrong is not: another version, or ffmpeg, may read the file by then.
 
     Args:
         paths: audio files.
@@ -43,7 +43,8 @@ def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = N
         known = {}
 
     stamps = {path: file_stamp(path) for path in paths}
-    new = [path for path, stamp in stamps.items() if stamp is None or known.get(path, [None])[0] != stamp]
+    sound = {path for path, (stamp, found) in known.items() if stamp == stamps.get(path) and not isinstance(found, str)}
+    new = [path for path, stamp in stamps.items() if stamp is None or path not in sound]
     if new:
         # Decoding happens outside Python's lock: threads are enough, and cost no start-up.
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -65,13 +66,7 @@ def file_stamp(path: str | Path) -> list[int] | None:
 
 
 def _decode(path: str) -> float | str:
-    if os.path.isdir(path):
-        return f"{path}: is a folder, not an audio file."
     try:
-        rate = audio_header(path).samplerate
-        duration_s = len(read_audio(path, sampling_rate=rate)) / rate
-        if duration_s * SAMPLING_RATE < 1:
-            read_audio(path)  # says what is wrong if nothing is left after resampling
-        return duration_s
+        return decoded_duration_s(path)
     except (ValueError, OSError) as error:
         return str(error)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lascl.data.audio import read_blocks
 from lascl.inference.recogniser import Recogniser
-from lascl.inference.recordings import read_blocks
 from lascl.inference.windows import cut_windows, loaded
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lascl.inference.recordings import FFMPEG_SUFFIXES
+from lascl.data.audio import FFMPEG_SUFFIXES
 
 
 # What is taken from a folder; a file that is named is always tried. MATLAB's and headerless files are seldom audio.

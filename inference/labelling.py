@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers.utils import logging
 
-from lascl.data.audio import audio_duration_s
+from lascl.data.audio import FFMPEG_SUFFIXES, audio_duration_s, read_blocks
 from lascl.inference.checkpoints import fingerprint
 from lascl.inference.files import predict_files, read_beside, why_not, windows_at_once
 from lascl.inference.finding import Found
@@ -38,7 +38,6 @@ from lascl.inference.outputs import (
     whole_file,
 )
 from lascl.inference.recogniser import Recogniser
-from lascl.inference.recordings import FFMPEG_SUFFIXES, read_blocks
 from lascl.inference.voice import speech_detector
 from lascl.inference.windows import check_window, segments, stream
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lascl.inference.recordings import read_blocks
+from lascl.data.audio import read_blocks
 
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ import numpy as np
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
+from lascl.data.audio import read_blocks, stated_size, too_many_values
 from lascl.inference import Recogniser, Window, segments, stream
-from lascl.inference.recordings import read_blocks, stated_size, too_many_values
 from lascl.modeling_lascl import load_text_encoder
 from lascl.space import timeline
 

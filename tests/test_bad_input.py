@@ -74,7 +74,7 @@ def broken(folder: Path, kind: str):
 BROKEN = {
     "missing": "missing.wav: no such audio file",
     "empty": "empty.wav: holds no audio samples. Remove it",
-    "zero-bytes": "zero-bytes.wav: cannot be read as audio",
+    "zero-bytes": "zero-bytes.wav: is an empty file, of 0 bytes",
     "cut": "cut.wav: is cut off: it holds less audio than its header says. Copy it again",
     "text": "text.wav: cannot be read as audio",
     "nan": "nan.wav: holds NaN or infinite samples. Repair it",

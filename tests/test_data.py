@@ -1,11 +1,15 @@
 """Corpora, folds, audio and batches: what is read is what is in the files, and no speaker crosses a fold."""
 
+import os
+import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from conftest import RATE, recording
 from datasets import Dataset
@@ -17,6 +21,7 @@ from lascl.data import (
     Fold,
     SpeechCollator,
     SpeechDataset,
+    audio,
     audio_duration_s,
     checked_audio,
     load_corpus,
@@ -64,8 +69,65 @@ def test_only_the_first_seconds_are_read(tmp_path):
     assert audio_duration_s(tmp_path / "a.wav") == 1.0
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("max_duration_s", [None, 0.617])
+def test_blocks_side_by_side_are_the_file_resampled_at_once_to_the_bit(
+    tmp_path, monkeypatch, rate, channels, max_duration_s
+):
+    """Cut first, then resampled: the other way round the end would be another, by 0.013."""
+    assert hasattr(audio, "read_blocks"), "corpora and prediction have two readers"
+    monkeypatch.setattr(audio, "BLOCK_S", 0.05)
+    samples = np.random.default_rng(0).normal(0, 0.1, (rate + 7, channels))
+    soundfile.write(tmp_path / "a.flac", samples, rate)
+    frames = -1 if max_duration_s is None else round(max_duration_s * rate)
+    read, _ = soundfile.read(tmp_path / "a.flac", frames, dtype="float32", always_2d=True)
+    expected = soxr.resample(read.mean(axis=1), rate, RATE)
+    found = read_audio(tmp_path / "a.flac", max_duration_s=max_duration_s)
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+    blocks = list(audio.read_blocks(tmp_path / "a.flac", max_duration_s=max_duration_s or np.inf))
+    assert len(blocks) > 10 and np.array_equal(np.concatenate(blocks), expected)
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "mp4"])
+def test_training_reads_what_prediction_reads(tmp_path, monkeypatch, suffix):
+    """Through ffmpeg; where there is none, a program in its place that gives a second of a ramp."""
+    ramp = np.linspace(-0.5, 0.5, RATE, dtype=np.float32)
+    if shutil.which("ffmpeg"):
+        soundfile.write(tmp_path / "ramp.wav", ramp, RATE)
+        subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "ramp.wav", tmp_path / f"a.{suffix}"], check=True)
+        tolerance_s, atol = 0.2, 0.1
+    else:
+        ramp.tofile(tmp_path / "ramp")
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "ffmpeg").write_text(f"#!/bin/sh\nexec cat {tmp_path}/ramp\n")
+        (tmp_path / "bin" / "ffmpeg").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+        (tmp_path / f"a.{suffix}").write_bytes(b"a video")
+        tolerance_s, atol = 0, 0
+    soundfile.write(tmp_path / "b.wav", recording(0), RATE)
+    write_manifest(tmp_path, [f"a.{suffix},calm,s,1", "b.wav,calm,t,1"], HEADER)
+    skipped = []
+    corpus = load_corpus("csv", tmp_path, skipped=skipped)
+    assert skipped == []
+    assert corpus["duration_s"][:] == [pytest.approx(1.0, abs=tolerance_s), 0.5]
+    (clean,) = SpeechDataset(corpus, [0], sampling_rate=RATE, max_duration_s=0.25)[0]["views"]
+    assert len(clean) == 4000 and np.abs(clean[2000:] - ramp[2000:4000]).max() <= atol
+
+
+def test_what_is_wrong_with_a_file_is_not_remembered(tmp_path, monkeypatch):
+    """Another day ffmpeg is there: the same file, of the same time, is read."""
+    (tmp_path / "a.m4a").write_bytes(b"a video")
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tmp_path / "nothing"))
+        found = check_audio([tmp_path / "a.m4a"], cache_dir=tmp_path / "cache")
+    assert isinstance(found[str(tmp_path / "a.m4a")], str)
+    monkeypatch.setattr(checked_audio, "_decode", lambda path: 1.0)
+    assert check_audio([tmp_path / "a.m4a"], cache_dir=tmp_path / "cache") == {str(tmp_path / "a.m4a"): 1.0}
+
+
 @pytest.mark.parametrize(
-    "content, message", [(b"", "cannot be read as audio"), (b"not audio" * 9, "cannot be read as")]
+    "content, message", [(b"", "is an empty file, of 0 bytes"), (b"not audio" * 9, "cannot be read as")]
 )
 def test_what_is_not_audio_is_named(tmp_path, content, message):
     (tmp_path / "bad.wav").write_bytes(content)

@@ -22,9 +22,9 @@ from transformers import AutoModel, AutoTokenizer, Wav2Vec2FeatureExtractor, Whi
 
 from lascl import LaSCLForAudioClassification
 from lascl.configuration_lascl import OLDEST_TRANSFORMERS
+from lascl.data.audio import FFMPEG_FORMATS
 from lascl.hub.publish import HANDLER, HANDLER_REQUIREMENTS
 from lascl.inference import Recogniser
-from lascl.inference.recordings import FFMPEG_FORMATS
 
 
 ROOT = Path(__file__).resolve().parents[1]

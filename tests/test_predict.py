@@ -261,7 +261,7 @@ def test_odd_files_give_a_line_each_and_harm_no_other(model, request, folder, ca
             raise PermissionError(13, "Permission denied")
         return open(path, *args)
 
-    monkeypatch.setattr("lascl.inference.recordings.open", locked, raising=False)
+    monkeypatch.setattr("lascl.data.audio.open", locked, raising=False)
     assert run(checkpoint, "odd", "missing.wav", "void", "audio", "--output", "out.csv") == 1
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  ")]
     reasons = {line.strip().partition(": ")[0]: line.partition(": ")[2] for line in told}

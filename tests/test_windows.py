@@ -12,9 +12,9 @@ from conftest import RATE, recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lascl.data import audio as audio_module
+from lascl.data.audio import read_blocks
 from lascl.inference import Recogniser, Window, segments, stream
-from lascl.inference import recordings as recordings_module
-from lascl.inference.recordings import read_blocks
 from lascl.inference.voice import speech_detector
 from lascl.inference.windows import cut_windows
 
@@ -184,7 +184,7 @@ def test_a_mood_that_turns_is_found_where_it_turns():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(recordings_module, "BLOCK_S", 0.1)
+    monkeypatch.setattr(audio_module, "BLOCK_S", 0.1)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au"])
@@ -241,7 +241,7 @@ def test_what_is_no_sound_recording_says_what_it_is(tmp_path, small_blocks, monk
         ("locked.wav", r"cannot be opened \(Permission denied\)", ValueError),
     ):
         if name == "locked.wav":  # to root, nothing is
-            monkeypatch.setattr(recordings_module, "open", locked, raising=False)
+            monkeypatch.setattr(audio_module, "open", locked, raising=False)
         with pytest.raises(error, match=sentence) as raised:
             list(read_blocks(tmp_path / name))
         assert str(raised.value).startswith(str(tmp_path / name))
@@ -280,7 +280,7 @@ def test_no_more_is_decoded_than_is_wanted(tmp_path, small_blocks):
     content[21] &= 0xF0  # with the four bytes that follow, the number of samples: not known
     content[22:26] = bytes(4)
     (tmp_path / "a.flac").write_bytes(content)
-    assert recordings_module.stated_size(tmp_path / "a.flac") is None
+    assert audio_module.stated_size(tmp_path / "a.flac") is None
     blocks = read_blocks(tmp_path / "a.flac", max_values=RATE)
     assert sum(map(len, (next(blocks) for _ in range(5)))) == RATE // 2
     with pytest.raises(ValueError, match="a.flac: holds more than 0 million samples in all its channels"):
