@@ -8,6 +8,7 @@ H attention heads, D channels of a head.
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -103,6 +104,9 @@ def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
         layer.valid_frames = None
         layer.register_forward_hook(_zero_padding)
     encoder.encoder.layers.__class__ = DroppableLayers
+    # The same answers as stock's, for which a GPU need not be waited for.
+    encoder._get_feature_vector_attention_mask = types.MethodType(_frames_on_signal, encoder)
+    encoder._mask_hidden_states = types.MethodType(_hide_frames, encoder)
     for module in encoder.modules():
         if type(module) is WavLMAttention:
             # The same module with another forward: its parameters, hooks and device stay as they are.
@@ -136,6 +140,22 @@ def _zero_padding(layer: nn.Module, inputs, hidden_states: torch.Tensor) -> torc
         return hidden_states
     valid = torch.arange(hidden_states.shape[-1], device=hidden_states.device) < layer.valid_frames[:, None]  # (B, T)
     return hidden_states * valid[:, None]  # (B, C, T)
+
+
+def _frames_on_signal(encoder, feature_vector_length: int, attention_mask: torch.Tensor, add_adapter=None):
+    """(B, T) boolean: which frames lie on signal, in place of `_get_feature_vector_attention_mask`."""
+    num_frames = encoder._get_feat_extract_output_lengths(attention_mask.sum(-1))  # (B,)
+    return torch.arange(feature_vector_length, device=attention_mask.device) < num_frames[:, None]
+
+
+def _hide_frames(encoder, hidden_states, mask_time_indices=None, attention_mask=None):
+    """(B, T, C), in place of `_mask_hidden_states`: frames of a given mask become `masked_spec_embed`. What stock draws
+    itself, it draws and hides itself."""
+    stock = type(encoder)._mask_hidden_states
+    if mask_time_indices is None or encoder.config.mask_feature_prob > 0:
+        return stock(encoder, hidden_states, mask_time_indices=mask_time_indices, attention_mask=attention_mask)
+    hiding = encoder.masked_spec_embed.to(hidden_states.dtype)
+    return torch.where(mask_time_indices[..., None], hiding, hidden_states)
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -220,6 +240,15 @@ class RecomputedWavLMAttention(WavLMAttention):
         attended = attended.permute(2, 0, 1, 3).flatten(2)
         return self.out_proj(attended).transpose(0, 1), None, position_bias
 
+    def compute_bias(self, query_length: int, key_length: int) -> torch.Tensor:
+        """(H, T, T): the embedding of each distance between two frames, as stock has it. Distances are sorted into
+        buckets on the CPU, where a logarithm decides as stock's; but each once, and without waiting for a GPU."""
+        device = self.rel_attn_embed.weight.device
+        buckets = self._relative_positions_bucket(torch.arange(1 - query_length, key_length))  # by distance
+        queries, keys = torch.arange(query_length, device=device), torch.arange(key_length, device=device)
+        distances = keys[None, :] - queries[:, None] + query_length - 1  # (T, T), from 0
+        return self.rel_attn_embed(buckets.to(device, non_blocking=True)[distances]).permute(2, 0, 1)
+
     def _attend(self, hidden_states, query, key, value, position_bias, padding):
         """(B, H, T, D). `position_bias` may have more than T columns, which are cut off again."""
         # (B * H, T, D) and back: bitsandbytes' layers take no more dimensions.
@@ -227,7 +256,8 @@ class RecomputedWavLMAttention(WavLMAttention):
         gates = self.gru_rel_pos_linear(by_head.flatten(0, 1)).unflatten(0, by_head.shape[:2])  # (B, H, T, 8)
         gate_a, gate_b = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)  # (B, H, T, 1) each
         gate = gate_a * (gate_b * self.gru_rel_pos_const - 1) + 2
-        bias = gate * position_bias  # (B, H, T, T or more)
+        # The largest tensor of the model, in the precision that the kernel wants.
+        bias = gate.to(query.dtype) * position_bias.to(query.dtype)  # (B, H, T, T or more)
         if padding is not None:
             bias = bias.masked_fill_(padding, float("-inf"))
         if bias.shape[-1] != query.shape[2]:

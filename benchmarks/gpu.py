@@ -55,6 +55,7 @@ from lascl.training.gradient_cache import cached_forward, cut_into_chunks
 
 
 NUM_LABELS, NUM_VIEWS = 4, 2
+CALL_PRICE = dict(encoders_lascl.CALL_PRICE)  # in samples, by device type
 WHOLE = 10**15  # a call's price at which a batch stays whole
 # The paper's run: 5 folds of 50 epochs, 4/5 of 5531 utterances, 32 at once.
 STEPS_OF_THE_PAPER = 5 * 50 * -(-5531 * 4 // 5 // 32)
@@ -67,10 +68,10 @@ class Size:
     encoder: dict
     num_utterances: tuple[int, ...] = (32, 8)  # the second if transformers' own does not fit with the first
     precisions: tuple[str, ...] = ("bfloat16", "tf32", "float32")
-    rounds: int = 7
-    prices_s: tuple[float, ...] = (0, 3, 10, 20, 40, 80, 160)
+    rounds: int = 5
+    prices_s: tuple[float, ...] = (10, 20, 40, 80, 160)
     checked_utterances: int = 8
-    most_utterances: int = 1024
+    most_utterances: int = 512
     chunk_utterances: int = 16
     attention: tuple[tuple[int, int, float], ...] = ((64, 99, 0.1), (64, 249, 0.1), (64, 499, 0.1), (8, 1499, 0.1))
     num_files: int = 512
@@ -151,7 +152,7 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def training_steps(size: Size, found: Candidates) -> list[dict]:
     """Seconds of a step and peak memory beyond what is held between steps."""
-    own_price, rows = encoders_lascl.CALL_PRICE.get(found.device, encoders_lascl.CALL_PRICE["cuda"]), []
+    own_price, rows = CALL_PRICE[found.device], []
     for precision in size.precisions:
         for num_utterances in size.num_utterances:
             batch = padded_batch(iemocap_lengths(num_utterances, NUM_VIEWS), NUM_LABELS, found.device)
@@ -185,7 +186,7 @@ def prices(size: Size, found: Candidates) -> list[dict]:
             price_s: partial(found.step, found.ours, precision, batch, int(price_s * SAMPLING_RATE))
             for price_s in size.prices_s
         }
-        for price_s, times in seconds_in_turns(steps, min(size.rounds, 4)).items():
+        for price_s, times in seconds_in_turns(steps, min(size.rounds, 3)).items():
             num_groups = len(encoders_lascl.length_groups(lengths, int(price_s * SAMPLING_RATE)))
             rows.append({"precision": precision, "price_s": price_s, "num_groups": num_groups, **spread(times)})
     return rows
@@ -307,7 +308,7 @@ def prediction(size: Size, found: Candidates) -> list[dict]:
                 for start in range(0, len(files), 32):
                     recogniser(files[start : start + 32])
 
-        times = seconds_in_turns({"": run}, 3)[""]
+        times = seconds_in_turns({"": run}, min(size.rounds, 3))[""]
         rate = {"files_a_second": len(files) / median(times), "times_real_time": heard_s / median(times)}
         rows.append({"precision": precision, **spread(times), **rate})
     model.train()
@@ -324,7 +325,7 @@ def attention_by_length(size: Size, found: Candidates) -> list[dict]:
 
 def largest_batches(size: Size, found: Candidates) -> list[dict]:
     """The most utterances, doubled from 8, with whose views a step in bfloat16 fits."""
-    own_price = encoders_lascl.CALL_PRICE.get(found.device, encoders_lascl.CALL_PRICE["cuda"])
+    own_price = CALL_PRICE[found.device]
     args, rows = found.ours.args, []
     for name, trainer, price, chunk in (
         ("transformers", found.stock, WHOLE, None),
@@ -346,10 +347,28 @@ def largest_batches(size: Size, found: Candidates) -> list[dict]:
     return rows
 
 
+def kernels(size: Size, found: Candidates) -> dict[str, list]:
+    """Where the time of a step in bfloat16 goes: the 15 kernels (on a CPU, operators) that take most, in ms."""
+    batch = padded_batch(iemocap_lengths(size.num_utterances[0], NUM_VIEWS), NUM_LABELS, found.device)
+    result = {}
+    for name, price in (("LaSCL, batch whole", WHOLE), ("LaSCL", CALL_PRICE[found.device])):
+        with torch.profiler.profile() as profile:
+            found.step(found.ours, "bfloat16", batch, price)
+            measuring.synchronise()
+        if found.device == "cuda":
+            events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+            times = [(e.key[:90], e.self_device_time_total / 1e3, e.count) for e in events]
+        else:
+            times = [(e.key, e.self_cpu_time_total / 1e3, e.count) for e in profile.key_averages()]
+        times.sort(key=lambda entry: -entry[1])
+        result[name] = [("all", sum(ms for _, ms, _ in times), sum(n for *_, n in times)), *times[:15]]
+    return result
+
+
 def compiled(size: Size, found: Candidates) -> list[dict]:
     """Steps in bfloat16 with every transformer layer compiled, for any length; last, because it stays so."""
     batch = padded_batch(iemocap_lengths(size.num_utterances[-1], NUM_VIEWS), NUM_LABELS, found.device)
-    own_price, rows = encoders_lascl.CALL_PRICE.get(found.device, encoders_lascl.CALL_PRICE["cuda"]), []
+    own_price, rows = CALL_PRICE[found.device], []
     for name, price in (("LaSCL, batch whole", WHOLE), ("LaSCL", own_price)):
         times = seconds_in_turns({"": partial(found.step, found.ours, "bfloat16", batch, price)}, size.rounds)[""]
         rows.append({"candidate": name, "compiled": False, **spread(times)})
@@ -373,6 +392,7 @@ PARTS = {
     "synchronisations": synchronisations,
     "prediction": prediction,
     "attention": attention_by_length,
+    "kernels": kernels,
     "largest_batches": largest_batches,
     "compiled": compiled,
 }
