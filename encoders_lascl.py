@@ -515,6 +515,8 @@ def draw(encoder: PreTrainedModel, inputs, attention_mask, lengths: Sequence[int
         layers = encoder.encoder.layers
         first = int(encoder.config.model_type == "wavlm")  # its first layer computes the distance bias of all
         skipped = frozenset(number for number in range(first, len(layers)) if float(torch.rand([])) < rate)
+        if len(skipped) == len(layers):
+            skipped -= {0}  # of an encoder that runs no layer transformers returns no state
     return Drawn(_draw_time_mask(encoder, inputs, attention_mask, lengths), skipped)
 
 

@@ -51,7 +51,9 @@ ALIKE = {
     "chunks of 8": {"contrastive_chunk_size": 8},
     "checkpointed": {"gradient_checkpointing": True},
     "checkpointed chunks of 8": {"contrastive_chunk_size": 8, "gradient_checkpointing": True},
+    "checkpointed chunks of 8, rows apart": {"contrastive_chunk_size": 8, "gradient_checkpointing": True},
 }
+APART = {"checkpointed chunks of 8, rows apart", "rows apart"}
 
 
 def launch(*command, cwd, timeout_s=300) -> subprocess.CompletedProcess:
@@ -83,7 +85,9 @@ def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     few_frames = {**conftest.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [20, 10], "conv_stride": [16, 10]}
     wavlm = save_random_audio_encoder(few_frames, tmp_path_factory.mktemp("wavlm"))
     long = {**common, "audio_encoder": str(wavlm), "model": {"projection_dim": 8}, "utterances": 64, "double": False}
-    return settings | {name: {**long, "arguments": {**TWENTY_STEPS, **changes}} for name, changes in ALIKE.items()}
+    settings |= {name: {**long, "arguments": {**TWENTY_STEPS, **changes}} for name, changes in ALIKE.items()}
+    settings["rows apart"] = settings["joint"]
+    return settings | {name: {**settings[name], "call_price": 0} for name in APART}
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,11 @@ def test_chunks_processes_and_checkpointing_train_alike_for_twenty_steps(one_pro
             assert max(map(abs, differences)) < 1e-5, key
             assert abs(sum(differences)) / 20 < 2e-6, key
     assert reference[-1]["loss"] < 0.9 * reference[0]["loss"]  # it did train
+
+
+def test_rows_encoded_apart_train_as_the_whole_batch(one_process, two_processes):
+    for run in (one_process["rows apart"], *two_processes["rows apart"]):
+        assert_trained_alike(run, one_process["joint"])
 
 
 def test_chunks_of_uneven_shares_train_as_the_whole_batch(one_process, two_processes):
