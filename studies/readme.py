@@ -2,7 +2,8 @@
 
 A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of the small files of a run
 directory or of a study; what it says is computed from the predictions there. A block `<!-- benchmark: NAME -->` ...
-`<!-- end of benchmark -->` shows the table of `results/benchmarks/NAME.json`. What uncommitted code made is refused.
+`<!-- end of benchmark -->` shows the table of `results/benchmarks/NAME.json`; where no GPU was at hand there is no
+`gpu.json`, and the block says so. What uncommitted code made is refused.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def _refuse_uncommitted(path: Path, commit: str | None):
 
 
 def _benchmark(path: Path) -> str:
+    if path.name == "gpu.json" and not path.is_file():
+        return "\nNothing has been measured on a GPU: `python benchmarks/gpu.py` does so in eight minutes.\n\n"
     found = json.loads(path.read_text(encoding="utf-8"))
     _refuse_uncommitted(path, found["commit"])
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "transformers", "python"))

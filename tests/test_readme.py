@@ -71,6 +71,14 @@ def test_benchmarks_are_shown_with_what_made_them_and_from_committed_code_only(t
         render(text.replace("speed", "missing"), tmp_path)
 
 
+def test_what_no_gpu_has_measured_says_so(tmp_path):
+    block = "<!-- benchmark: {} -->\n{}<!-- end of benchmark -->\n"
+    rendered = render(block.format("gpu", "| stale | 0.5 |\n"), tmp_path)
+    assert "stale" not in rendered and "Nothing has been measured on a GPU" in rendered
+    with pytest.raises(FileNotFoundError):
+        render(block.format("attention", ""), tmp_path)
+
+
 @pytest.fixture
 def replaced(audio_encoders, text_encoder, tmp_path):
     """Names that need the Hub, and sizes that need hours, replaced by small ones."""
