@@ -14,13 +14,14 @@ import jinja2
 
 from lascl.console import unless_pipe_closes
 from lascl.evaluation.figures import draw_figures, numbered_names
+from lascl.evaluation.metrics import SCORE_NAMES
 from lascl.evaluation.report_data import Run, best_epoch_on_test, latex_row, load_run
 from lascl.evaluation.results import interval_of, per_cent, results_cells, results_table, why_no_interval
 from lascl.training.run_directory import write_text
 
 
 TEMPLATES = Path(__file__).resolve().parent / "evaluation"
-SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
+SHOWN = ("ua", "wa", "macro_f1")  # the scores at the top, in this order
 
 
 @unless_pipe_closes
@@ -70,7 +71,7 @@ def write_report(run_dir: str | Path, results: dict | None = None) -> None:
     content = {
         "run": run,
         "recipe_text": (run_dir / "recipe.yaml").read_text(encoding="utf-8").strip(),
-        "scores": SCORES,
+        "scores": {name: SCORE_NAMES[name] for name in SHOWN},
         "pooled": run.results["pooled"],
         "best_epoch": best_epoch_on_test(run.histories_by_fold),
         "num_speakers": len({row["speaker"] for row in run.rows}),

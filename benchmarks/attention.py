@@ -16,7 +16,7 @@ from measuring import MIB, bytes_saved, median_seconds, peak_cuda_mib, save_tabl
 from transformers import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMModel
 
-from lascl.encoders_lascl import _adapt
+from lascl.encoders_lascl import build_audio_encoder
 
 
 # Frames of 10 s and of 30 s.
@@ -43,7 +43,8 @@ def encoders(num_layers: int, dropout: float, device: str) -> dict[str, torch.nn
     stock = WavLMModel(config).train()
     checkpointed = copy.deepcopy(stock)
     checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
-    ours = _adapt(copy.deepcopy(stock))
+    ours = build_audio_encoder(config).train()
+    ours.load_state_dict(stock.state_dict())
     found = {"stock": stock, "ours": ours, "stock, layers checkpointed": checkpointed}
     return {name: model.encoder.to(device) for name, model in found.items()}
 

@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None):
     folds, labels = make_folds(corpus), corpus.features["label"].names
     longest_s = min(max(corpus["duration_s"][:]), options.max_duration_s)
     encoder, extractor = load_listener(options.audio_encoder, longest_s)
-    heard = {"sampling_rate": extractor.sampling_rate, "max_duration_s": longest_s}
-    layers = layer_means(encoder, extractor, SpeechDataset(corpus, range(len(corpus)), **heard)).transpose(0, 1).numpy()
+    clip = {"sampling_rate": extractor.sampling_rate, "max_duration_s": longest_s}
+    layers = layer_means(encoder, extractor, SpeechDataset(corpus, range(len(corpus)), **clip)).transpose(0, 1).numpy()
     together = [number for number in TOGETHER if number < len(layers)]
     candidates = {f"layer {number}": (layer, False) for number, layer in enumerate(layers)}
     side_by_side = np.concatenate([layers[number] for number in together], axis=-1)

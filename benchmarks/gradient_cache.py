@@ -30,7 +30,7 @@ from measuring import (
 )
 
 from lascl import LaSCLTrainer, LaSCLTrainingArguments
-from lascl.training.trainer import _peak_resident_bytes
+from lascl.training.trainer import peak_resident_bytes
 
 
 # What a chunk of it keeps for backward is as much as an idle interpreter with torch, or more.
@@ -86,7 +86,7 @@ def batch_of(setting: dict, num_utterances: int) -> dict[str, torch.Tensor]:
 
 
 def peak_bytes() -> int:
-    return torch.cuda.max_memory_allocated() if device() == "cuda" else _peak_resident_bytes()
+    return torch.cuda.max_memory_allocated() if device() == "cuda" else peak_resident_bytes()
 
 
 def measure(setting: dict, num_utterances: int, chunk_size: int | None) -> dict[str, float]:

@@ -61,7 +61,8 @@ def answers(model: LaSCLForAudioClassification, batches: list[dict]) -> torch.Te
     dtype = model.lascl.label_features.dtype
     rows = []
     for batch in batches:
-        inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
+        floats = {n: v.to(dtype) for n, v in batch.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+        inputs = {**batch, **floats}
         rows.append(model.eval()(**inputs).logits.float().softmax(dim=-1))
     return torch.cat(rows)
 

@@ -17,11 +17,10 @@ from scipy import stats
 
 from lascl.console import unless_pipe_closes
 from lascl.evaluation.intervals import ROUNDING, speaker_counts, speaker_standard_error, t_interval
-from lascl.evaluation.metrics import SCORES, scores_from_counts
+from lascl.evaluation.metrics import SCORE_NAMES, SCORES, scores_from_counts
 from lascl.evaluation.results import PROBABILITY, head_probabilities, read_run
 
 
-NAMES = {"wa": "WA", "ua": "UA", "macro_f1": "macro-F1"}
 HEADS = {"model": "the model's own head", "label": "label head", "classifier": "classifier"}
 ALPHA = 0.05
 
@@ -108,7 +107,7 @@ def compare_counts(counts: np.ndarray) -> dict[str, dict]:
             "interval": intervals[column],
             "p": p_values[column],
         }
-        result[name] = {**numbers, "sentence": _sentence(NAMES[name], numbers, len(counts))}
+        result[name] = {**numbers, "sentence": _sentence(SCORE_NAMES[name], numbers, len(counts))}
     return result
 
 
@@ -247,7 +246,7 @@ def comparison_text(result: dict) -> str:
             interval = "{:+.1f} to {:+.1f}".format(*(100 * end for end in numbers["interval"]))
             p = _p_value(numbers["p"]).removeprefix("= ")
         a, b, difference = (100 * numbers[key] for key in ("a", "b", "difference"))
-        lines.append(f"| {NAMES[name]} | {a:.1f} | {b:.1f} | {difference:+.1f} | {interval} | {p} |")
+        lines.append(f"| {SCORE_NAMES[name]} | {a:.1f} | {b:.1f} | {difference:+.1f} | {interval} | {p} |")
     lines += ["", *(result[name]["sentence"] for name in SCORES)]
     return "\n".join([*lines, "Intervals and p speak of other speakers, not of training again with another seed."])
 

@@ -83,9 +83,9 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
     """
     plots, left_out = [], []
     drawings: dict[str, tuple[str, Callable]] = {
-        "confusion": ("Confusion matrix", _confusion),
-        "tsne": ("Embeddings of the test utterances", _tsne),
-        "tsne_folds": ("Embeddings of the other folds", _tsne_folds),
+        "confusion": ("Confusion matrix", draw_confusion),
+        "tsne": ("Embeddings of the test utterances", draw_tsne),
+        "tsne_folds": ("Embeddings of the other folds", draw_tsne_folds),
         "label_similarity": ("Label similarities", _label_similarity),
         "learning_curves": ("Learning curves", _learning_curves),
         "reliability": ("Reliability", _reliability),
@@ -104,10 +104,10 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
             with warnings.catch_warnings():
                 # Its text stays text, and whoever shows it has fonts of its own; here it is only measured.
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")
-                svg = _file(figure, "svg")
+                svg = picture(figure, "svg")
             if numbers:
                 figure, _, _ = draw(drawable)
-            plots.append(Plot(name, title, caption, alt, _file(figure, "png"), svg))
+            plots.append(Plot(name, title, caption, alt, picture(figure, "png"), svg))
     return plots, left_out
 
 
@@ -167,7 +167,7 @@ def renamed(run: Run, names: dict[str, str]) -> Run:
     return dataclasses.replace(run, results=results, predictions=predictions, embeddings=embeddings)
 
 
-def _file(figure: Figure, kind: str) -> bytes:
+def picture(figure: Figure, kind: str) -> bytes:
     # No date and no version: the same run gives the same file.
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     file = io.BytesIO()
@@ -181,21 +181,21 @@ def _figure(*size: float) -> Figure:
     return Figure(figsize=size or None)
 
 
-def _confusion(run: Run):
+def draw_confusion(run: Run):
     """The paper's Fig. 2: rows sum to 100 per cent."""
     counts = np.array(run.results["pooled"]["confusion"])
     true = counts.sum(axis=1, keepdims=True)
-    per_cent = np.divide(100.0 * counts, true, out=np.full(counts.shape, np.nan), where=true > 0)
-    cells = [[f"{value:.1f}" if value else "0" for value in row] for row in per_cent]
-    figure = _matrix(run.labels, per_cent, cells, "Blues", (0, 100), small=counts)
+    shares = np.divide(100.0 * counts, true, out=np.full(counts.shape, np.nan), where=true > 0)
+    cells = [[f"{value:.1f}" if value else "0" for value in row] for row in shares]
+    figure = _matrix(run.labels, shares, cells, "Blues", (0, 100), small=counts)
     axes = figure.axes[0]
     axes.set(xlabel="predicted", ylabel="true")
-    confused = np.where(np.eye(len(counts), dtype=bool), -1, np.nan_to_num(per_cent, nan=-1))
+    confused = np.where(np.eye(len(counts), dtype=bool), -1, np.nan_to_num(shares, nan=-1))
     i, j = np.unravel_index(confused.argmax(), confused.shape)
-    recalls = ", ".join(f"{label} {per_cent[k, k]:.1f}" for k, label in enumerate(run.labels) if true[k])
+    recalls = ", ".join(f"{label} {shares[k, k]:.1f}" for k, label in enumerate(run.labels) if true[k])
     alt = f"Confusion matrix in per cent of the true class. Right: {recalls}."
     if confused[i, j] > 0:
-        alt += f" Most frequent confusion: {run.labels[i]} taken for {run.labels[j]}, {per_cent[i, j]:.1f}."
+        alt += f" Most frequent confusion: {run.labels[i]} taken for {run.labels[j]}, {shares[i, j]:.1f}."
     caption = (
         f"Per cent of the true class (rows sum to 100), utterances in small print; all {counts.sum()} tested "
         "utterances, as in the paper's Fig. 2."
@@ -270,14 +270,14 @@ def _matrix(labels, values, cells, cmap, limits, small=None) -> Figure:
     return figure
 
 
-def _tsne(run: Run):
+def draw_tsne(run: Run):
     """The paper's Fig. 3 of the first fold, with the label embeddings among the utterances."""
     if not run.embeddings:
         raise Missing("left out, no fold of this run has embeddings.npz.")
     number = min(run.embeddings)
     figure = _figure(4.6, 4.7)
     axes = figure.add_subplot()
-    shown, total = _draw_tsne(axes, run, number, large=True)
+    shown, total = _scatter_tsne(axes, run, number, large=True)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), handletextpad=0.2)
     counted = (
@@ -291,7 +291,7 @@ def _tsne(run: Run):
     return figure, caption, f"t-SNE map of fold {number}. {_nearest_in_words(run, number)}"
 
 
-def _tsne_folds(run: Run):
+def draw_tsne_folds(run: Run):
     """The same of the other folds: each fold has an embedding space of its own."""
     numbers = sorted(run.embeddings)[1:]
     if not numbers:
@@ -302,7 +302,7 @@ def _tsne_folds(run: Run):
     drawn = {}
     for position, number in enumerate(numbers, start=1):
         axes = figure.add_subplot(rows, columns, position)
-        drawn[number] = _draw_tsne(axes, run, number, large=False)
+        drawn[number] = _scatter_tsne(axes, run, number, large=False)
         axes.set_title(f"fold {number}")
     caption = "As above; each fold has an embedding space and a map of its own, in no common orientation."
     if any(shown < total for shown, total in drawn.values()):
@@ -310,7 +310,7 @@ def _tsne_folds(run: Run):
     return figure, caption, " ".join(f"Fold {number}: {_nearest_in_words(run, number)}" for number in numbers)
 
 
-def _references(run: Run, number: int) -> np.ndarray:
+def true_labels(run: Run, number: int) -> np.ndarray:
     """The true labels of the rows of a fold's embeddings."""
     reference = {row["id"]: row["reference"] for row in run.predictions[number]}
     ids = run.embeddings[number]["ids"].tolist()
@@ -323,12 +323,12 @@ def _references(run: Run, number: int) -> np.ndarray:
     return np.array([reference[id] for id in ids])
 
 
-def _draw_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
+def _scatter_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
     """Draws one fold's map; returns how many utterances are shown, and of how many."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    arrays, references = run.embeddings[number], _references(run, number)
+    arrays, references = run.embeddings[number], true_labels(run, number)
     total = len(references)
     chosen = np.sort(np.random.default_rng(0).permutation(total)[:MAX_TSNE_POINTS])
     anchored = arrays["labels"].tolist() if run.has_label_space else []
@@ -369,7 +369,7 @@ def _draw_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
 
 def _nearest_in_words(run: Run, number: int) -> str:
     """What a map shows, counted in the embedding space itself: whose nearest label embedding is its own."""
-    arrays, references = run.embeddings[number], _references(run, number)
+    arrays, references = run.embeddings[number], true_labels(run, number)
     if not run.has_label_space:
         return f"{len(references)} utterances without label embeddings, which this objective does not train."
     nearest = arrays["labels"][(arrays["audio_embeds"] @ arrays["label_embeds"].T).argmax(axis=1)]

@@ -9,6 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 
 SCORES = ("wa", "ua", "macro_f1")
+SCORE_NAMES = dict(zip(SCORES, ("WA", "UA", "macro-F1")))
 
 
 def score(predictions: Sequence, references: Sequence, *, labels: Sequence | None = None) -> dict:

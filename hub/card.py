@@ -94,13 +94,10 @@ def fold_card(
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     limit_s = min(recipe["max_duration_s"], extractor.get("chunk_length", recipe["max_duration_s"]))
 
-    own, table, commit = None, [], environment["commit"]
+    commit = environment["commit"]
     if fold_number and (fold_dir / "metrics.json").is_file():
         commit = _read(fold_dir / "metrics.json")["commit"]
-    if fold_number and (fold_dir / "predictions.csv").is_file():
-        own = score_rows(read_predictions(fold_dir / "predictions.csv"), labels)
-        best = _best_epoch(run_dir, [fold_number])
-        table.append([f"fold {fold_number}", own["n"], *_spread(own), *_spread(best and best["mean"])])
+    own, table = _own_scores(run_dir, fold_number, labels)
     if results:
         table += _over_folds(run_dir, results)
 
@@ -109,26 +106,11 @@ def fold_card(
         "audio": _encoder(recipe, "audio", config["audio_config"].get("_name_or_path")),
         "text": _encoder(recipe, "text", config["text_encoder"]),
     }
-    card_data = ModelCardData(
-        **_base_model(recipe, config),
-        pipeline_tag="audio-classification",
-        library_name="transformers",
-        datasets=corpus["datasets"],
-        language=LANGUAGE_CODES.get(corpus["language"]),
-        license="other",
-        license_name="see-the-card",
-        metrics=[metric for metric, *_ in METRICS.values()],
-        tags=["lascl", "speech-emotion-recognition", *(["synthetic-speech"] if corpus["synthetic"] else [])],
-    )
+    card_data = _card_data(recipe, config, corpus)
     if own:
         card_data.model_name = repo_id.rpartition("/")[2] if repo_id else f"lascl-{recipe['corpus']}"
         card_data.eval_results = _eval_results(fold_number, own, recipe, protocol, corpus, limit_s)
-
-    templates = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    templates.filters["cell"] = markdown_cell
-    content = templates.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    content = _template().render(
         card_data=card_data.to_yaml(),
         repo_id=repo_id,
         revision=f"fold-{fold_number}" if fold_number else "main",
@@ -151,6 +133,29 @@ def fold_card(
         commit=commit,
     )
     return ModelCard(content)
+
+
+def _card_data(recipe: dict, config: dict, corpus: dict) -> ModelCardData:
+    """The metadata that do not depend on scores."""
+    return ModelCardData(
+        **_base_model(recipe, config),
+        pipeline_tag="audio-classification",
+        library_name="transformers",
+        datasets=corpus["datasets"],
+        language=LANGUAGE_CODES.get(corpus["language"]),
+        license="other",
+        license_name="see-the-card",
+        metrics=[metric for metric, *_ in METRICS.values()],
+        tags=["lascl", "speech-emotion-recognition", *(["synthetic-speech"] if corpus["synthetic"] else [])],
+    )
+
+
+def _template() -> jinja2.Template:
+    templates = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    templates.filters["cell"] = markdown_cell
+    return templates.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def public_config(checkpoint: str | Path) -> str:
@@ -202,6 +207,15 @@ def _eval_results(
         )
         for score, (metric, name, arguments) in METRICS.items()
     ]
+
+
+def _own_scores(run_dir: Path, fold_number: int | None, labels: list[str]) -> tuple[dict | None, list[list]]:
+    """The scores of a fold's checkpoint, and its row of the card's table; nothing before it was tested."""
+    predictions = run_dir / f"fold-{fold_number}" / "predictions.csv"
+    if fold_number is None or not predictions.is_file():
+        return None, []
+    own, best = score_rows(read_predictions(predictions), labels), _best_epoch(run_dir, [fold_number])
+    return own, [[f"fold {fold_number}", own["n"], *_spread(own), *_spread(best and best["mean"])]]
 
 
 def _over_folds(run_dir: Path, results: dict) -> list[list]:

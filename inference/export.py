@@ -313,25 +313,10 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         staged = Path(temporary) / "new"
         staged.mkdir()
-        _save_graph(model, staged / MODEL)
         utterances = utterances or _generated_speech(model)
-        differences = _largest_differences(staged / MODEL, model, utterances)
-        if not max(differences) <= TOLERANCE:
-            raise ValueError(
-                f"ONNX and PyTorch differ by {differences[0]:.2g} in a probability and {differences[1]:.2g} in an "
-                f"embedding, more than {TOLERANCE:g}; nothing was written. Please report it with your versions of "
-                "torch, transformers and onnxruntime."
-            )
-        int8_differences = None
-        if int8:
-            _save_int8(staged / MODEL, staged / INT8)
-            int8_differences = _largest_differences(staged / INT8, model, utterances)
-            if not all(map(math.isfinite, int8_differences)):
-                raise ValueError("In int8 this model gives no finite answers; nothing was written. Leave int8 out.")
         about = _describe(
             model,
-            differences,
-            int8_differences,
+            *_save_checked_graphs(model, staged, utterances, int8),
             num_utterances=len(utterances),
             audio="files" if check else "generated",
         )
@@ -343,6 +328,31 @@ def export(
             folder.rename(Path(temporary) / "old")
         staged.rename(folder)
     return about
+
+
+def _save_checked_graphs(
+    model: Recogniser, folder: Path, utterances: list[np.ndarray], int8: bool
+) -> tuple[tuple[float, float], tuple[float, float] | None]:
+    """Writes `model.onnx` and, if it is wanted, `model_int8.onnx`; the largest differences of each from PyTorch.
+
+    Raises:
+        ValueError: the first differs by more than the tolerance, or the second gives no finite answers.
+    """
+    _save_graph(model, folder / MODEL)
+    differences = _largest_differences(folder / MODEL, model, utterances)
+    if not max(differences) <= TOLERANCE:
+        raise ValueError(
+            f"ONNX and PyTorch differ by {differences[0]:.2g} in a probability and {differences[1]:.2g} in an "
+            f"embedding, more than {TOLERANCE:g}; nothing was written. Please report it with your versions of "
+            "torch, transformers and onnxruntime."
+        )
+    if not int8:
+        return differences, None
+    _save_int8(folder / MODEL, folder / INT8)
+    int8_differences = _largest_differences(folder / INT8, model, utterances)
+    if not all(map(math.isfinite, int8_differences)):
+        raise ValueError("In int8 this model gives no finite answers; nothing was written. Leave int8 out.")
+    return differences, int8_differences
 
 
 def save_labels(recogniser: Recogniser, path: str | Path):

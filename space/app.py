@@ -354,6 +354,58 @@ def sweep_forever(folder: Path):
 # ----------------------------------------------------------------------------------------------------------- the page
 
 
+class Visits:
+    """What the page does when a visitor asks, brings a recording or leaves.
+
+    Args:
+        recogniser: the model with its own labels.
+        text_encoder: for a visitor's own words, see `load_words`.
+    """
+
+    def __init__(self, recogniser: Recogniser, text_encoder: tuple | None):
+        self.recogniser, self.text_encoder = recogniser, text_encoder
+        self.recordings = {}  # visitor -> recording on the page
+
+    def listen(self, recording, words, template, progress=lambda share: None) -> Answer:
+        how = {"text_encoder": self.text_encoder, "progress": progress}
+        try:
+            return answer(self.recogniser, recording, words or "", template or "", **how)
+        except Refusal:
+            raise
+        except Exception as error:
+            # Without the message, which may name the visitor's file.
+            print(f"No answer: {type(error).__name__}", *traceback.format_tb(error.__traceback__), file=sys.stderr)
+            raise Refusal("That went wrong on this side: try again, or tell whoever runs this page.") from None
+
+    def for_page(self, recording, words, template, progress=gr.Progress()):  # noqa: B008
+        try:
+            found = self.listen(recording, words, template, lambda share: progress(share, desc="Listening"))
+        except Refusal as refusal:
+            # A screen reader says an alert at once.
+            said = f'<p class="refused" role="alert">{html.escape(str(refusal))}</p>'
+            return gr.Column(visible=False), None, said, "", ""
+        return gr.Column(visible=True), *shown(found)
+
+    def for_program(self, recording, words, template):
+        try:
+            return as_json(self.listen(recording, words, template))
+        except Refusal as refusal:
+            raise gr.Error(str(refusal), print_exception=False) from None
+        finally:
+            if recording is not None:
+                delete(Path(recording))
+
+    def keep(self, recording, request: gr.Request):
+        before = self.recordings.pop(request.session_hash, None)
+        if recording is not None:
+            self.recordings[request.session_hash] = recording
+        if before not in (None, recording):
+            delete(Path(before))
+
+    def leave(self, request: gr.Request):
+        self.keep(None, request)
+
+
 def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
     """The page.
 
@@ -362,75 +414,12 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
         name: of the model, as visitors read it.
         about: Markdown: what the model is and what its limits are, see `about_model`.
     """
-    text_encoder = load_words(recogniser)
-    recordings = {}  # visitor -> recording on the page
-
-    def listen(recording, words, template, progress=lambda share: None) -> Answer:
-        try:
-            return answer(
-                recogniser, recording, words or "", template or "", text_encoder=text_encoder, progress=progress
-            )
-        except Refusal:
-            raise
-        except Exception as error:
-            # Without the message, which may name the visitor's file.
-            print(f"No answer: {type(error).__name__}", *traceback.format_tb(error.__traceback__), file=sys.stderr)
-            raise Refusal("That went wrong on this side: try again, or tell whoever runs this page.") from None
-
-    def for_page(recording, words, template, progress=gr.Progress()):  # noqa: B008
-        try:
-            found = listen(recording, words, template, lambda share: progress(share, desc="Listening"))
-        except Refusal as refusal:
-            # A screen reader says an alert at once.
-            said = f'<p class="refused" role="alert">{html.escape(str(refusal))}</p>'
-            return gr.Column(visible=False), None, said, "", ""
-        return gr.Column(visible=True), *shown(found)
-
-    def for_program(recording, words, template):
-        try:
-            return as_json(listen(recording, words, template))
-        except Refusal as refusal:
-            raise gr.Error(str(refusal), print_exception=False) from None
-        finally:
-            if recording is not None:
-                delete(Path(recording))
-
-    def keep(recording, request: gr.Request):
-        before = recordings.pop(request.session_hash, None)
-        if recording is not None:
-            recordings[request.session_hash] = recording
-        if before not in (None, recording):
-            delete(Path(before))
-
-    def leave(request: gr.Request):
-        keep(None, request)
-
+    visits = Visits(recogniser, load_words(recogniser))
     with gr.Blocks(title="LaSCL: emotion in speech", analytics_enabled=False) as page:
         gr.Markdown(introduction(recogniser, name), elem_classes="lead")
         with gr.Row(equal_height=False):
             with gr.Column():
-                audio = gr.Audio(label="Recording", sources=["upload", "microphone"], type="filepath", buttons=[])
-                gr.Markdown(
-                    f"At most {MAX_DURATION_S // 60} minutes and {MAX_MB} MB. The recording is sent to this server to "
-                    "be heard, and deleted when you remove it or leave the page, after "
-                    f"{KEPT_S // 60} minutes at the latest.",
-                    elem_classes="hint",
-                )
-                # `page.js` writes here.
-                gr.HTML(f'<p class="refused" role="alert" id="too-large" data-max-mb="{MAX_MB}"></p>')
-                with gr.Group(visible=text_encoder is not None):
-                    words = gr.Textbox(
-                        label="Your own words (optional)",
-                        info="Separated by commas. The model was not trained on them.",
-                        placeholder="joyful, furious, weary",
-                        max_length=MAX_WORDS * (MAX_WORD_LENGTH + 2),
-                    )
-                    template = gr.Textbox(
-                        label="Template (optional)",
-                        info="The phrase that the text encoder reads; {label} stands for the word.",
-                        placeholder="a {label} voice",
-                        max_length=MAX_TEMPLATE_LENGTH,
-                    )
+                audio, words, template = _questions(takes_words=visits.text_encoder is not None)
                 button = gr.Button("Recognise", variant="primary")
                 said = gr.HTML(elem_classes="said")
             with gr.Column():
@@ -446,24 +435,51 @@ def build(recogniser: Recogniser, name: str = "", about: str = "") -> gr.Blocks:
         listening = {"concurrency_limit": CONCURRENT, "concurrency_id": "listening"}  # pages and programs together
         gr.on(
             [button.click, words.submit, template.submit],
-            for_page,
+            visits.for_page,
             [audio, words, template],
             results,
             **listening,
             api_visibility="private",
         )
-        audio.change(keep, audio, None, **at_once, api_visibility="private")
+        audio.change(visits.keep, audio, None, **at_once, api_visibility="private")
         nothing = (None, "", "", "")
         audio.clear(lambda: (gr.Column(visible=False), *nothing), None, results, **at_once, api_visibility="private")
         gr.Button(visible=False).click(
-            for_program,
+            visits.for_program,
             [audio, words, template],
             gr.JSON(visible=False, label="Answer"),
             api_name="recognise",
             **listening,
         )
-        page.unload(leave)
+        page.unload(visits.leave)
     return page
+
+
+def _questions(takes_words: bool) -> tuple[gr.Audio, gr.Textbox, gr.Textbox]:
+    """The boxes for a recording, own words and their template."""
+    audio = gr.Audio(label="Recording", sources=["upload", "microphone"], type="filepath", buttons=[])
+    gr.Markdown(
+        f"At most {MAX_DURATION_S // 60} minutes and {MAX_MB} MB. The recording is sent to this server to "
+        "be heard, and deleted when you remove it or leave the page, after "
+        f"{KEPT_S // 60} minutes at the latest.",
+        elem_classes="hint",
+    )
+    # `page.js` writes here.
+    gr.HTML(f'<p class="refused" role="alert" id="too-large" data-max-mb="{MAX_MB}"></p>')
+    with gr.Group(visible=takes_words):
+        words = gr.Textbox(
+            label="Your own words (optional)",
+            info="Separated by commas. The model was not trained on them.",
+            placeholder="joyful, furious, weary",
+            max_length=MAX_WORDS * (MAX_WORD_LENGTH + 2),
+        )
+        template = gr.Textbox(
+            label="Template (optional)",
+            info="The phrase that the text encoder reads; {label} stands for the word.",
+            placeholder="a {label} voice",
+            max_length=MAX_TEMPLATE_LENGTH,
+        )
+    return audio, words, template
 
 
 def shown(found: Answer) -> tuple[dict[str, float], str, str, str]:

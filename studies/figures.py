@@ -9,13 +9,13 @@ import numpy as np
 
 from lascl.evaluation.figures import (
     Missing,
-    _confusion,
-    _file,
-    _references,
-    _tsne,
+    draw_confusion,
+    draw_tsne,
     drawing_style,
     numbered_names,
+    picture,
     renamed,
+    true_labels,
 )
 from lascl.evaluation.report_data import Run, load_run
 
@@ -32,7 +32,7 @@ def geometry(run: Run, number: int) -> dict[str, float | None]:
     """
     from sklearn.metrics import silhouette_score
 
-    arrays, references = run.embeddings[number], _references(run, number)
+    arrays, references = run.embeddings[number], true_labels(run, number)
     embeds, occurring = arrays["audio_embeds"].astype(float), len(set(references))
     found = dict.fromkeys(("silhouette", "own_label", "other_label", "nearest_is_own"))
     if 2 <= occurring < len(references):
@@ -69,7 +69,7 @@ def write_pairs(figures: Path, names: tuple[str, str], run_dirs: tuple[Path, Pat
     titles = {"confusion": "Confusion matrices, as the paper's Figure 2", "tsne": "t-SNE, as the paper's Figure 3"}
     drawable = [renamed(run, numbered_names(run)) for run in runs]
     with drawing_style():
-        for kind, draw in (("confusion", _confusion), ("tsne", _tsne)):
+        for kind, draw in (("confusion", draw_confusion), ("tsne", draw_tsne)):
             try:
                 drawn = [draw(run) for run in drawable]
             except Missing as missing:
@@ -78,7 +78,7 @@ def write_pairs(figures: Path, names: tuple[str, str], run_dirs: tuple[Path, Pat
             for letter, name, (figure, _, _) in zip("ab", names, drawn):
                 figure.suptitle(f"({letter}) {name}")
             path = figures / f"{kind}_pair.png"
-            _save_side_by_side(path, [_file(figure, "png") for figure, _, _ in drawn])
+            _save_side_by_side(path, [picture(figure, "png") for figure, _, _ in drawn])
             words = [f"({letter}) {name}: {alt}" for letter, name, (_, _, alt) in zip("ab", names, drawn)]
             sections += [f"![{titles[kind]}: {names[0]}, {names[1]}]({figures.name}/{path.name})", *words]
     if all(run.embeddings for run in runs):

@@ -207,5 +207,5 @@ def _utterances(run: PlannedRun, number: int) -> float:
     epochs = args.num_train_epochs
     if args.max_steps > 0:
         epochs = args.max_steps * args.global_batch_size / len(fold.train)
-    heard = len(fold.validation) + len(fold.test)
-    return epochs * len(fold.train) + (epochs + 1) * heard / (3 * args.views_an_utterance)
+    num_watched = len(fold.validation) + len(fold.test)
+    return epochs * len(fold.train) + (epochs + 1) * num_watched / (3 * args.views_an_utterance)

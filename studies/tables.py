@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lascl.evaluation.compare import NAMES, compare_counts, compare_runs
+from lascl.evaluation.compare import compare_counts, compare_runs
 from lascl.evaluation.intervals import speaker_counts, speaker_interval
-from lascl.evaluation.metrics import SCORES, sample_std, scores_from_counts
+from lascl.evaluation.metrics import SCORE_NAMES, SCORES, sample_std, scores_from_counts
 from lascl.evaluation.report_data import parsed_file
 from lascl.evaluation.results import interval_of, named_intervals, read_run, score_rows, with_interval
 
@@ -261,7 +261,7 @@ def choice_table(results: dict) -> str:
     lines = ["| variant | UA in validation | folds it was chosen for |", "|---" * 3 + "|"]
     lines += [f"| {name} | {100 * ua:.1f} | {times.count(name)} of {len(times)} |" for name, ua in ranked]
     several = len(results["seeds"]) > 1
-    cells = [f"{NAMES[score]} {_cell(results, score, several)}" for score in SCORES]
+    cells = [f"{SCORE_NAMES[score]} {_cell(results, score, several)}" for score in SCORES]
     return "\n".join(
         [
             *lines,

@@ -173,16 +173,16 @@ def test_gradient_cache(load, tmp_path, monkeypatch):
 @pytest.mark.parametrize("encoder", ["random", "whisper"])
 def test_inference(load, tmp_path, audio_encoders, bfloat16_attention, encoder):
     longest_s = 1 if encoder == "whisper" else 0.1  # a window has whole seconds
-    module = load("inference", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, longest_s), ROUNDS=1)
+    module = load("batching", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, longest_s), ROUNDS=1)
     module.main([] if encoder == "random" else ["--audio_encoder", audio_encoders[encoder]])
-    found = checked_table(tmp_path, "inference", 12)
+    found = checked_table(tmp_path, "batching", 12)
     assert "/" not in found["audio_encoder"]
     for row in found["rows"]:
         assert row["same labels"].endswith(" of 10") and float(row["utterances/s"]) > 0
 
 
 def test_labels_that_depend_on_the_batch_are_refused(load, monkeypatch, bfloat16_attention):
-    module = load("inference", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, 0.1), ROUNDS=1)
+    module = load("batching", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, 0.1), ROUNDS=1)
     classify = module.classify
 
     def wrong(*args, by_length, **kwargs):
@@ -202,7 +202,7 @@ def predict_benchmark(load, tmp_path, audio_encoders, monkeypatch):
         samples = conftest.recording(number, 0.15 + 0.02 * number)
         soundfile.write(tmp_path / "clips" / f"{number}.wav", samples, conftest.RATE)
     few = {"NUM_CLIPS": 10, "ROUNDS": 2, "START_UP_RUNS": 1, "STARTED": {"nothing": ["-c", ""]}}
-    module = load("predict", WAVLM_BASE=WAVLM, PIPELINE_BATCH_SIZES=(1, 4), **few)
+    module = load("real_clips", WAVLM_BASE=WAVLM, PIPELINE_BATCH_SIZES=(1, 4), **few)
     monkeypatch.setattr("lascl.inference.export.CHECKED_DURATION_S", 0.5)  # tiny encoders make many frames of a second
     return module, ["--audio_encoder", audio_encoders["whisper"], "--corpora", str(tmp_path / "clips")]
 
@@ -210,7 +210,7 @@ def predict_benchmark(load, tmp_path, audio_encoders, monkeypatch):
 def test_predict(predict_benchmark, tmp_path):
     module, command = predict_benchmark
     module.main(command)
-    found = checked_table(tmp_path, "predict", 10)
+    found = checked_table(tmp_path, "real_clips", 10)
     assert found["num_clips"] == 10 and "nothing" in found["start_up_cpu_s"]
     assert len({row["model"] for row in found["rows"]}) == 2 and not any("/" in row["model"] for row in found["rows"])
     for numbers in (ways for model in found["models"].values() for ways in model.values()):

@@ -262,7 +262,7 @@ def test_an_installed_font_that_has_the_letters_is_used(tmp_path, monkeypatch):
 
 def test_no_word_lies_over_the_points_of_a_map(run_dir):
     with figures_module.drawing_style():
-        figure, caption, _ = figures_module._tsne(load_run(run_dir))
+        figure, caption, _ = figures_module.draw_tsne(load_run(run_dir))
     (axes,) = figure.axes
     assert not axes.texts and "large and hollow" in caption
     assert {text.get_text() for text in figure.legends[0].get_texts()} == set(LABELS)

@@ -164,11 +164,11 @@ def embed_views(
     model: LaSCLForAudioClassification,
     speech: SpeechDataset,
     collator: SpeechCollator,
-    encoded: dict[str, torch.Tensor],
+    view_cache: dict[str, torch.Tensor],
     args: LaSCLTrainingArguments,
 ) -> dict[tuple[int, int], torch.Tensor]:
-    """The blocks of `speech` by view and epoch, (N, d_a) each. `encoded` holds blocks by `view_keys`: what is there is
-    taken from it, what is not is put there.
+    """The blocks of `speech` by view and epoch, (N, d_a) each. `view_cache` holds blocks by `view_keys`: what is there
+    is taken from it, what is not is put there.
 
     A block is always the whole data set in the same batches, whatever else there is to do, so that the same command
     rounds alike wherever it went on. Several processes embed a share of each, and all come to know all. The model is in
@@ -177,7 +177,7 @@ def embed_views(
     state, was_training = PartialState(), model.training
     # The first process's names hold for all: who went another way would wait for ever.
     keys = broadcast_object_list([view_keys(model.lascl, speech, collator.feature_extractor)])[0]
-    todo = [place for place in keys if keys[place] not in encoded]
+    todo = [place for place in keys if keys[place] not in view_cache]
     # In order of length, so that little is padding.
     order = sorted(range(len(speech)), key=lambda row: speech.durations_s[row])
     mine = order[state.process_index :: state.num_processes]
@@ -199,9 +199,9 @@ def embed_views(
             found = list(zip(mine, vectors, strict=True))
             found = gather_object(found) if state.num_processes > 1 else found
             found.sort(key=lambda entry: entry[0])
-            encoded[keys[view, epoch]] = torch.stack([vector for _, vector in found])  # (N, d_a)
+            view_cache[keys[view, epoch]] = torch.stack([vector for _, vector in found])  # (N, d_a)
     model.train(was_training)
-    return {place: encoded[key] for place, key in keys.items()}
+    return {place: view_cache[key] for place, key in keys.items()}
 
 
 class OneView(Dataset):

@@ -429,7 +429,7 @@ class StepClock(TrainerCallback):
         MiB: of tensors on the GPU, else of the process. Empty without steps."""
         if not num_steps:
             return {}
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident_bytes()
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident_bytes()
         return {
             "steps_per_second": num_steps / (waited_s + stepped_s),
             "data_wait_share": waited_s / (waited_s + stepped_s),
@@ -437,7 +437,7 @@ class StepClock(TrainerCallback):
         }
 
 
-def _peak_resident_bytes() -> int | None:
+def peak_resident_bytes() -> int | None:
     if resource is None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,10 +1,10 @@
 """How many utterances a second are classified: one by one, in batches, sorted by length, and by the stock pipeline.
 
-    python benchmarks/inference.py [--audio_encoder openai/whisper-tiny.en]
+    python benchmarks/batching.py [--audio_encoder openai/whisper-tiny.en]
 
 Generated clips of 1 to 10 s, from arrays to label words, feature extraction included; without an encoder's name, a
 WavLM with random weights, small on a CPU and Large on a GPU. Every way must give the same labels in float32. Writes
-`results/benchmarks/inference.json`.
+`results/benchmarks/batching.json`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None):
     else:
         kind = f"a random {encoder.model_type} of {encoder.num_hidden_layers} layers, {encoder.hidden_size} wide"
     save_table(
-        "inference",
+        "batching",
         "Classifying clips of {} to {} s".format(*DURATIONS_S),
         ["way", "utterances/s", "speed, ratio to the best pipeline", "same labels"],
         rows,

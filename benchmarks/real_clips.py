@@ -1,12 +1,12 @@
 """Real clips from files to rows: by lascl-predict's machinery, by the stock pipeline, and by ONNX in float32 and int8.
 
-    python benchmarks/predict.py --audio_encoder path/to/whisper-base --corpora path/to/corpora
+    python benchmarks/real_clips.py --audio_encoder path/to/whisper-base --corpora path/to/corpora
 
 Clips of at most 6 s from all corpora alike, brought to 16 kHz first; the encoder with random heads, and a random WavLM
 of Base's shape. The clips are dealt into rounds, and within each round every way labels the same clips in turn, so that
 a machine that is slow for a while is slow for all. The pipeline gets arrays, since given file names it would start
 ffmpeg for each. All but int8 must give the same probabilities to 1e-4. Beside it stands what commands cost before they
-answer anything, in seconds of CPU. Writes `results/benchmarks/predict.json`.
+answer anything, in seconds of CPU. Writes `results/benchmarks/real_clips.json`.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None):
                 rows.append([kind, way, *figures, change, f"{found['same_labels']} of {len(paths)}"])
     told = "; ".join(f"`{name}` {spread(seconds)}" for name, seconds in started.items())
     save_table(
-        "predict",
+        "real_clips",
         f"Labelling {len(paths)} real clips of {min(durations_s):.1f} to {max(durations_s):.1f} s",
         [
             *("model", "way", "speed, ratio to the best pipeline", "real-time factor", "share of time in the encoder"),
