@@ -3,13 +3,14 @@
 import ast
 import dataclasses
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
 from lascl.configuration_lascl import LaSCLConfig
-from lascl.training.recipe import HELP, NOT_IDENTITY, RECIPES, RECORDED, Recipe, parse_recipe
+from lascl.training.recipe import NOT_IDENTITY, RECIPES, RECORDED, Recipe, parse_recipe
 from lascl.training.run_directory import open_run
 
 
@@ -178,9 +179,9 @@ def test_identity_ignores_only_fields_that_exist():
 
 
 def test_every_recipe_field_is_read():
-    """By `train.py` or by the recipe itself, or handed on as a field of the configuration."""
+    """By what trains or publishes or by the recipe itself, or handed on as a field of the configuration."""
     read = set()
-    for path in (ROOT / "train.py", ROOT / "training" / "recipe.py"):
+    for path in (ROOT / "train.py", ROOT / "hub" / "publish.py", *(ROOT / "training").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Attribute)
@@ -193,11 +194,22 @@ def test_every_recipe_field_is_read():
     assert fields - config - read == set()
 
 
+def test_the_types_of_a_recipe_say_what_its_fields_hold():
+    """Of every shipped recipe, with mappings, lists, words and numbers in it."""
+    hints = get_type_hints(Recipe)
+    more = ["--labels", '{"joy": "happiness"}', "--corpus_options", '{"a": 1}', "--init_from", "org/name"]
+    for argv in [[path.stem] for path in PLAIN] + [["quickstart", *more], ["quickstart", "--labels", "joy,fear"]]:
+        recipe, _ = parse_recipe(argv)
+        for name, value in vars(recipe).items():
+            kinds = {get_origin(kind) or kind for kind in get_args(hints[name]) or [hints[name]]}
+            assert type(value) in kinds or (float in kinds and type(value) is int), f"{name}: {value!r}, {kinds}"
+
+
 def test_every_recipe_field_has_a_line_of_help(capsys):
     with pytest.raises(SystemExit):
         parse_recipe(["--help"])
     printed = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(Recipe):
         if field.init:
-            assert HELP[field.name] in printed, field.name
+            assert field.metadata["help"] in printed, field.name
     assert "--num_train_epochs" in printed

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from argparse import SUPPRESS
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
 from lascl.configuration_lascl import LaSCLConfig
@@ -35,49 +37,6 @@ SELECTIONS = ("last", "best_validation")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
 
-# One line each for `--help`; `Recipe` and `LaSCLConfig` say more.
-HELP = {
-    "corpus": "csv (your own manifest), emobox, hf, synthetic, iemocap, emodb, ravdess, ... (see the README)",
-    "data_dir": "folder of the corpus, or the manifest of csv",
-    "labels": "those to keep, or corpus label -> word to learn, as JSON; by default all",
-    "allow_partial": "go on although utterances of a known corpus are missing",
-    "on_bad_audio": "error, or skip: leave such files out and list them in skipped.csv",
-    "corpus_options": "further options of the corpus, as JSON",
-    "protocol": "leave_one_session_out, leave_one_speaker_out, speaker_folds, manifest, emobox; default: the corpus's",
-    "num_folds": "of speaker_folds, instead of the corpus's own folds",
-    "validation": "none, or whole parts of the training side: session, speaker, manifest",
-    "split_seed": "draws the folds and who validates, where the protocol draws; seed does not change them",
-    "selection": "the last epoch, or best_validation (UA); never by the test",
-    "objective": "lascl; or supcon (eq. 4 without label embeddings, joined with cross entropy) or ce, to compare",
-    "folds": "all, or some such as 1,3",
-    "max_duration_s": "longer utterances are cut to their first so many seconds",
-    "audio_encoder": "Hub name or folder; a JSON configuration starts from random weights",
-    "audio_encoder_revision": "branch, tag or commit on the Hub",
-    "text_encoder": "Hub name or folder, for the label words; likewise",
-    "text_encoder_revision": "branch, tag or commit on the Hub",
-    "init_from": "a LaSCL checkpoint (Hub name or folder) to start from, or a run: each fold from the same fold's",
-    "init_from_revision": "branch, tag or commit on the Hub",
-    "label_template": "what the text encoder reads for a label; by default {label}, or as init_from has it",
-    "projection_dim": "width of the joint space",
-    "audio_layers": "last; weighted: a learned sum of all layers; or some, concatenated, such as 1,2,3",
-    "audio_pooling": "mean or max over frames",
-    "standardise_audio": "centre and scale the pooled audio by the training utterances",
-    "text_pooling": "mean over tokens, or first",
-    "freeze_feature_encoder": "keep the convolutional front end; by default unless it starts at random",
-    "freeze_audio_encoder": "train projections and classifier alone",
-    "contrastive_temperature": "tau of eq. 4",
-    "contrastive_weight": "lambda_1 of eq. 9",
-    "divergence_weight": "lambda_2 of eq. 9",
-    "contrastive_reduction": "mean, bracket (lambda_2 weighs what it does in eq. 9) or sum (eq. 4 as printed)",
-    "label_anchors": "label embeddings take part in eq. 4",
-    "lora_rank": "fine-tune the audio encoder by LoRA of this rank (needs peft); 0 trains all its weights",
-    "prediction_head": "label or classifier",
-    "push_to_hub": "publish each fold as it is finished, beside the training of the next",
-    "hub_model_id": "org/name: the repository on the Hub; each fold becomes a branch",
-    "hub_private_repo": "of a repository that is made now; by default as the organisation has it",
-    "hub_main": "what main holds: best_validation (if there is any), first_fold, or full_data (trained on everything)",
-    "publish_text_encoder": "with the weights of the text encoder",
-}
 # Training fields that a run directory always records, beside those a recipe sets.
 RECORDED = (
     "augmentation",
@@ -101,8 +60,6 @@ WHEN_ABSENT = {
     "split_seed": lambda old: old.get("seed", 42),
     "contrastive_reduction": "mean",
 }
-# Where a run is published is no part of it: whoever trains from its `recipe.yaml` again must not publish there.
-HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_main", "publish_text_encoder")
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
 CORPUS_FIELDS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
@@ -131,7 +88,31 @@ NOT_IDENTITY = {
 
 
 @dataclass
-class Recipe:
+class Publishing:
+    """Where a run is published. This is no part of it: whoever trains from its `recipe.yaml` again must not publish
+    there. The fields are as for `lascl.hub.publish.publish`, when a fold is finished."""
+
+    push_to_hub: bool = HfArg(
+        default=False, help="publish each fold as it is finished, beside the training of the next"
+    )
+    hub_model_id: str | None = HfArg(
+        default=None, help="org/name: the repository on the Hub; each fold becomes a branch"
+    )
+    hub_private_repo: bool | None = HfArg(
+        default=None, help="of a repository that is made now; by default as the organisation has it"
+    )
+    hub_main: str | None = HfArg(
+        default=None,
+        help="what main holds: best_validation (if there is any), first_fold, or full_data (trained on everything)",
+    )
+    publish_text_encoder: bool = HfArg(default=False, help="with the weights of the text encoder")
+
+
+HUB = tuple(field.name for field in dataclasses.fields(Publishing))
+
+
+@dataclass
+class Recipe(Publishing):
     """What is trained on what. How it is trained are the fields of `LaSCLTrainingArguments`, in `training`.
 
     Args:
@@ -160,51 +141,78 @@ class Recipe:
         label_template: as in `LaSCLConfig`; by default that of `init_from`, else "{label}".
         freeze_feature_encoder: as in `LaSCLConfig`; by default frozen unless the encoder starts at random.
         lora_rank: above 0, the audio encoder is fine-tuned through low-rank adapters, see `lascl.training.lora`.
-        push_to_hub, hub_model_id, hub_private_repo, hub_main, publish_text_encoder: as for `lascl.hub.publish.publish`,
-            when a fold is finished. Not kept in `recipe.yaml`.
+        push_to_hub, hub_model_id, hub_private_repo, hub_main, publish_text_encoder: of `Publishing`; not kept in
+            `recipe.yaml`.
         The others: fields of `LaSCLConfig`, with its defaults. `training` is filled by `parse_recipe`.
     """
 
-    corpus: str = "synthetic"
-    data_dir: str | None = None
-    labels: str | None = None
-    allow_partial: bool = False
-    on_bad_audio: str = "error"
-    corpus_options: str | None = None
-    protocol: str | None = None
-    num_folds: int | None = None
-    validation: str = "none"
-    split_seed: int = 42
-    folds: str = "all"
-    selection: str = "last"
-    objective: str = "lascl"
-    max_duration_s: float = 10.0
-    audio_encoder: str = "microsoft/wavlm-large"
-    audio_encoder_revision: str | None = None
-    text_encoder: str = "FacebookAI/roberta-large"
-    text_encoder_revision: str | None = None
-    init_from: str | None = None
-    init_from_revision: str | None = None
-    label_template: str | None = None
-    projection_dim: int = 256
-    audio_layers: str = "last"
-    audio_pooling: str = "mean"
-    standardise_audio: bool = False
-    text_pooling: str = "mean"
-    freeze_feature_encoder: bool | None = None
-    freeze_audio_encoder: bool = False
-    contrastive_temperature: float = 0.07
-    contrastive_weight: float = 0.5
-    divergence_weight: float = 0.1
-    contrastive_reduction: str = "mean"
-    label_anchors: bool = True
-    prediction_head: str = "label"
-    lora_rank: int = 0
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
-    hub_private_repo: bool | None = None
-    hub_main: str | None = None
-    publish_text_encoder: bool = False
+    corpus: str = HfArg(
+        default="synthetic",
+        help="csv (your own manifest), emobox, hf, synthetic, iemocap, emodb, ravdess, ... (see the README)",
+    )
+    data_dir: str | None = HfArg(default=None, help="folder of the corpus, or the manifest of csv")
+    labels: dict[str, str] | str | list[str] | None = HfArg(
+        default=None, help="those to keep, or corpus label -> word to learn, as JSON; by default all"
+    )
+    allow_partial: bool = HfArg(default=False, help="go on although utterances of a known corpus are missing")
+    on_bad_audio: str = HfArg(default="error", help="error, or skip: leave such files out and list them in skipped.csv")
+    corpus_options: dict | str | None = HfArg(default=None, help="further options of the corpus, as JSON")
+    protocol: str | None = HfArg(
+        default=None,
+        help="leave_one_session_out, leave_one_speaker_out, speaker_folds, manifest, emobox; default: the corpus's",
+    )
+    num_folds: int | None = HfArg(default=None, help="of speaker_folds, instead of the corpus's own folds")
+    validation: str = HfArg(
+        default="none", help="none, or whole parts of the training side: session, speaker, manifest"
+    )
+    split_seed: int = HfArg(
+        default=42, help="draws the folds and who validates, where the protocol draws; seed does not change them"
+    )
+    folds: str = HfArg(default="all", help="all, or some such as 1,3")
+    selection: str = HfArg(default="last", help="the last epoch, or best_validation (UA); never by the test")
+    objective: str = HfArg(
+        default="lascl",
+        help="lascl; or supcon (eq. 4 without label embeddings, joined with cross entropy) or ce, to compare",
+    )
+    max_duration_s: float = HfArg(default=10.0, help="longer utterances are cut to their first so many seconds")
+    audio_encoder: dict | str | None = HfArg(
+        default="microsoft/wavlm-large", help="Hub name or folder; a JSON configuration starts from random weights"
+    )
+    audio_encoder_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
+    text_encoder: dict | str | None = HfArg(
+        default="FacebookAI/roberta-large", help="Hub name or folder, for the label words; likewise"
+    )
+    text_encoder_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
+    init_from: str | None = HfArg(
+        default=None,
+        help="a LaSCL checkpoint (Hub name or folder) to start from, or a run: each fold from the same fold's",
+    )
+    init_from_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
+    label_template: str | None = HfArg(
+        default=None, help="what the text encoder reads for a label; by default {label}, or as init_from has it"
+    )
+    projection_dim: int = HfArg(default=256, help="width of the joint space")
+    audio_layers: str = HfArg(
+        default="last", help="last; weighted: a learned sum of all layers; or some, concatenated, such as 1,2,3"
+    )
+    audio_pooling: str = HfArg(default="mean", help="mean or max over frames")
+    standardise_audio: bool = HfArg(default=False, help="centre and scale the pooled audio by the training utterances")
+    text_pooling: str = HfArg(default="mean", help="mean over tokens, or first")
+    freeze_feature_encoder: bool | None = HfArg(
+        default=None, help="keep the convolutional front end; by default unless it starts at random"
+    )
+    freeze_audio_encoder: bool = HfArg(default=False, help="train projections and classifier alone")
+    contrastive_temperature: float = HfArg(default=0.07, help="tau of eq. 4")
+    contrastive_weight: float = HfArg(default=0.5, help="lambda_1 of eq. 9")
+    divergence_weight: float = HfArg(default=0.1, help="lambda_2 of eq. 9")
+    contrastive_reduction: str = HfArg(
+        default="mean", help="mean, bracket (lambda_2 weighs what it does in eq. 9) or sum (eq. 4 as printed)"
+    )
+    label_anchors: bool = HfArg(default=True, help="label embeddings take part in eq. 4")
+    prediction_head: str = HfArg(default="label", help="label or classifier")
+    lora_rank: int = HfArg(
+        default=0, help="fine-tune the audio encoder by LoRA of this rank (needs peft); 0 trains all its weights"
+    )
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -312,28 +320,26 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
         SystemExit: `--help`.
     """
     parser = HfArgumentParser(
-        [Recipe, LaSCLTrainingArguments],
+        [Recipe, LaSCLTrainingArguments, Publishing],  # once more, since stock has three of the same names
         prog="train.py",
         allow_abbrev=False,
         exit_on_error=False,
-        conflict_handler="resolve",  # of publishing, stock's own names for the same
+        conflict_handler="resolve",  # the last of a name stays
     )
     parser.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, help="a YAML file, or a shipped recipe's name")
-    kinds = {}
-    for action in parser._actions:
-        if action.dest not in ("help", "recipe"):
-            kinds.setdefault(action.dest, action.type)
-            action.help = f"{HELP.get(action.dest) or action.help or ''} (default: {action.default})".strip()
-            action.default = SUPPRESS  # so that only what was typed is found below
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        sys.exit()
+    parser.set_defaults(**dict.fromkeys(field_types()))  # so that what was typed is told apart: nothing typed is None
     try:
         namespace, unknown = parser.parse_known_args(argv)
     except Exception as error:  # argparse.ArgumentError, and what HfArgumentParser's types raise
         raise ValueError(f"{error}.") from None
     if unknown:
-        raise ValueError(_unknown_field(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), kinds))
-    typed = vars(namespace)
+        raise ValueError(_unknown_field(unknown[0].lstrip("-").split("=")[0].replace("-", "_")))
+    typed = {name: value for name, value in vars(namespace).items() if value is not None}
     path = find_recipe(typed.pop("recipe"))
-    fields = {**_read_recipe(path, kinds), **typed}
+    fields = {**_read_recipe(path), **typed}
     output_dir = Path(fields.pop("output_dir", f"runs/{path.stem}"))
     fields = {**_fields_of_old_runs(path, output_dir, fields.get("init_from")), **fields}
     if "per_device_train_batch_size" in fields:
@@ -346,6 +352,17 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     recipe = Recipe(**{name: value for name, value in fields.items() if name in own})
     recipe.training = training
     return recipe, output_dir
+
+
+def field_types() -> dict[str, object]:
+    """The type of every field that a recipe may set, by its name."""
+    return {
+        field.name: hints[field.name]
+        for kind in (Recipe, LaSCLTrainingArguments)
+        for hints in [get_type_hints(kind)]
+        for field in dataclasses.fields(kind)
+        if field.init
+    }
 
 
 def check_repo_id(repo_id: str | None, option: str = "hub_model_id"):
@@ -367,7 +384,7 @@ def find_recipe(name: str) -> Path:
     raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(shipped)}.")
 
 
-def _read_recipe(path: Path, kinds: dict) -> dict:
+def _read_recipe(path: Path) -> dict:
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -376,12 +393,14 @@ def _read_recipe(path: Path, kinds: dict) -> dict:
         raise ValueError(f"{path} must hold `field: value` lines; found a {type(fields).__name__}.")
     if "study" in fields:
         raise ValueError(f"{path.stem} is a study's recipe, of several variants. Run it with: lascl-study {path.stem}.")
+    types = field_types()
     for name, value in fields.items():
-        if name not in kinds:
-            raise ValueError(f"{path}: {_unknown_field(name, kinds)}")
-        if isinstance(value, str) and kinds[name] in (int, float):
+        if name not in types:
+            raise ValueError(f"{path}: {_unknown_field(name)}")
+        allowed = {types[name], *get_args(types[name])}
+        if isinstance(value, str) and str not in allowed and allowed & {int, float}:
             try:
-                fields[name] = kinds[name](value)  # YAML takes 1e-4 for text
+                fields[name] = int(value) if int in allowed else float(value)  # YAML takes 1e-4 for text
             except ValueError:
                 raise ValueError(f"{path}: {name} must be a number; found {value!r}.") from None
     return fields
@@ -415,6 +434,6 @@ def _fields_of_old_runs(path: Path, output_dir: Path, init_from: str | None) -> 
     return fields
 
 
-def _unknown_field(name: str, kinds: dict) -> str:
-    near = difflib.get_close_matches(name, kinds, n=1)
+def _unknown_field(name: str) -> str:
+    near = difflib.get_close_matches(name, field_types(), n=1)
     return f"There is no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"
