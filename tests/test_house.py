@@ -2,14 +2,17 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from transformers import AutoFeatureExtractor
 
 import lascl
+from lascl.data import SpeechCollator, SpeechDataset
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +117,8 @@ def test_what_is_no_import_of_training_is_not_taken_for_one(source):
         (["configuration_lascl.py"], ["torch", "lascl"]),
         (["data/*.py"], ["lascl.modeling_lascl", "lascl.training", "lascl.evaluation", "lascl.train"]),
         (["evaluation/*.py"], ["lascl.modeling_lascl", "lascl.training", "lascl.data", "lascl.train", "torch"]),
-        (["training/*.py"], ["lascl.train", "lascl.hub"]),
+        (["training/*.py"], ["lascl.train", "lascl.hub", "lascl.studies"]),
+        (["hub/*.py", "train.py"], ["lascl.studies", "lascl.study"]),
         (["hub/*.py"], ["lascl.train"]),
         (["inference/*.py"], ["lascl.train", "lascl.training", "lascl.hub"]),
         (["space/*.py"], ["lascl.train", "lascl.training", "lascl.hub", "lascl.evaluation"]),
@@ -128,6 +132,111 @@ def test_imports_point_one_way(files, forbidden):
         for name in imports_of(path) - {"lascl"}:
             assert not any(name == wrong or name.startswith(f"{wrong}.") for wrong in forbidden), f"{path}: {name}"
             assert name != "what a variable says", path
+
+
+def drawn(heading: str) -> str:
+    """What `.github/CONTRIBUTING.md` has under a heading."""
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"## {heading}\n" in text, f"CONTRIBUTING has no picture of: {heading}"
+    return text.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_the_rooms_import_as_they_are_drawn():
+    """The picture is of all rooms, points upwards, and shows what is imported: no more and no less."""
+    lines = drawn("The house").split("```")[1].split("\n")
+    picture = {room: known.split() for room, _, known in (line.partition("<-") for line in lines if line)}
+    picture = {room.strip(): set(known) for room, known in picture.items()}
+    files = {path.stem: [path] for path in ROOT.glob("*.py") if path.name != "__init__.py"}
+    files |= {room: list((ROOT / room).glob("*.py")) for room in ROOMS}
+    assert picture.keys() == files.keys()
+    above = set()
+    for room, known in picture.items():
+        assert known <= above, f"{room} points down, to {known - above}"
+        above.add(room)
+        names = set().union(*(imports_of(path) for path in files[room]))
+        found = {name.split(".")[1] for name in names if name.startswith("lascl.")} & files.keys() - {room}
+        assert found == known, room
+
+
+def lines_of_code(function: ast.FunctionDef) -> int:
+    """Of a function, from `def` to its end, without its docstring."""
+    body = function.body[0]
+    has_docstring = isinstance(body, ast.Expr) and isinstance(getattr(body.value, "value", None), str)
+    docstring = body.end_lineno - body.lineno + 1 if has_docstring else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("name, most", [("train.py", 200), ("study.py", 120)])
+def test_what_is_run_is_short(name, most):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_no_function_is_longer_than_a_screen():
+    """60 lines, its docstring aside; a longer one says why in the line above it: `# Long: ...`."""
+    longer = []
+    for path in [path for path in MODULES if path.parent.name != "tests"] + list((ROOT / "benchmarks").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of_code(node) > 60:
+                first = min(part.lineno for part in (node, *node.decorator_list))
+                if not text.splitlines()[first - 2].strip().startswith("# Long: "):
+                    longer.append(f"{path.relative_to(ROOT)}, {node.name}: {lines_of_code(node)}")
+    assert longer == []
+
+
+def test_private_names_stay_in_their_file():
+    """Of our own files; what is private in another package is its matter."""
+    crossing = []
+    for path in [path for path in MODULES if path.parent.name != "tests"] + list((ROOT / "benchmarks").glob("*.py")):
+        private = [name for name in imports_of(path) if name.startswith("lascl.") and re.search(r"\._(?!_)", name)]
+        crossing += [f"{path.relative_to(ROOT)}: {name}" for name in private]
+    assert crossing == []
+
+
+def test_a_benchmark_is_not_called_as_a_room_or_a_program_is():
+    """Its folder is on the path when it runs: `import inference` would find it."""
+    ours = {*ROOMS, *(path.stem for path in ROOT.glob("*.py"))}
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} & ours == set()
+
+
+def test_a_batch_enters_the_files_that_are_told_from_the_loader_to_the_gradient(
+    emodb_like, audio_encoders, text_encoder, tmp_path
+):
+    """At most six; here with chunks, so that none is spared."""
+    told = re.findall(r"^\| `([\w/.]+)` ", drawn("From a recipe to a gradient"), re.MULTILINE)
+    assert 0 < len(told) <= 6 and all((ROOT / name).is_file() for name in told)
+    corpus = lascl.load_corpus("emodb", emodb_like, allow_partial=True)
+    labels = corpus.features["label"].names
+    model = lascl.LaSCLForAudioClassification.from_encoders(audio_encoders["wavlm-layer"], text_encoder, labels)
+    extractor = AutoFeatureExtractor.from_pretrained(audio_encoders["wavlm-layer"])
+    speech = SpeechDataset(corpus, range(4), sampling_rate=16_000, max_duration_s=0.2, augmentation="gain", num_views=2)
+    args = lascl.LaSCLTrainingArguments(
+        str(tmp_path), global_batch_size=4, contrastive_chunk_size=2, use_cpu=True, report_to="none", max_steps=1
+    )
+    entered = set()
+
+    def note(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT) and not {"tests", ".venv"} & {*path.relative_to(ROOT).parts}:
+            entered.add(path.relative_to(ROOT).as_posix())
+
+    def noted(function):
+        def call(*args, **kwargs):
+            sys.setprofile(note)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                sys.setprofile(None)
+
+        return call
+
+    trainer = lascl.LaSCLTrainer(
+        model, args, train_dataset=speech, data_collator=noted(SpeechCollator(extractor)), processing_class=extractor
+    )
+    trainer.training_step = noted(trainer.training_step)
+    trainer.train()
+    settings = {"configuration_lascl.py", "training/arguments.py"}  # are asked, and see no tensor
+    assert entered - settings == set(told)
 
 
 @pytest.mark.parametrize(

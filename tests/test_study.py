@@ -1,6 +1,7 @@
 """Studies: variants as runs of their own, one table, a paired test, shares of the work, and what may go wrong."""
 
 import csv
+import errno
 import json
 from itertools import product
 from pathlib import Path
@@ -115,6 +116,19 @@ def test_a_variant_that_fails_loses_no_other(recipe, tmp_path, capsys, monkeypat
     table = (tmp_path / "study" / "table.md").read_text()
     assert "| label_template={label} | " in table and "* label_template=bad {label}, seed 42: 0 of 1 folds" in table
     assert "give the same command again for what is left" in captured.out
+
+
+def test_a_full_disk_ends_a_study_in_train_py_s_sentence(recipe, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "train_fold", full)
+    folder = tmp_path / "study"
+    with pytest.raises(SystemExit) as stopped:
+        main([*recipe, "--vary", "objective=ce,lascl", "--output_dir", str(folder)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert error.startswith(f"lascl-study: a file in {folder} could not be written: the disk is full (")
 
 
 def test_a_corpus_that_cannot_be_read_is_said_once(recipe, tmp_path, capsys):
