@@ -154,7 +154,12 @@ def measure(run: PlannedRun) -> tuple[float, float, int] | str:
     rows = sorted(range(len(durations_s)), key=lambda row: abs(durations_s[row] - mean_s))[:size]
     changed = {"max_steps": 1, "global_batch_size": len(rows), "gradient_accumulation_steps": 1}
     changed |= {"save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
-    changed |= {"contrastive_chunk_size": None, "utterances_per_class": None, "bucket_by_length": False}
+    changed |= {
+        "contrastive_chunk_size": None,
+        "contrastive_chunk_s": None,
+        "utterances_per_class": None,
+        "bucket_by_length": False,
+    }
     changed["report_to"] = "none"
     recipe.selection, recipe.training = "last", {**recipe.training, **changed}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,7 @@
 """The gradient cache: loss, gradients and random numbers of the whole batch, in the memory of a chunk."""
 
 import weakref
+from itertools import pairwise
 
 import conftest
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainingArguments
+from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments
 from lascl.modeling_lascl import LaSCLOutput, joint_loss
 from lascl.training.gradient_cache import cached_forward, cut_into_chunks
 from lascl.training.random_encoders import save_random_audio_encoder
@@ -190,6 +191,42 @@ def test_every_row_is_in_one_chunk_that_is_as_long_as_its_longest(lengths, rows_
     assert [length for _, length in chunks] == sorted(length for _, length in chunks)
 
 
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 200))
+def test_a_chunk_of_so_much_audio_holds_no_more_but_a_single_longer_row(lengths, size):
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    chunks = cut_into_chunks({"input_values": mask.float(), "attention_mask": mask}, size_per_chunk=size)
+    assert sorted(row for rows, _ in chunks for row in rows) == list(range(len(lengths)))
+    for rows, length in chunks:
+        assert length == max(lengths[row] for row in rows)
+        assert len(rows) == 1 or len(rows) * length <= size
+    # Cut from the longest on, no chunk has room for the longest row of the chunk before it.
+    for (rows, longest_before), (following, length) in pairwise(chunks):
+        assert (len(following) + 1) * length > size and longest_before <= length, rows
+
+
+@pytest.mark.parametrize("family", ["wavlm-layer", "whisper"])
+def test_chunks_of_seconds_train_as_the_whole_batch(family, audio_encoders, text_encoder, tmp_path):
+    """Through the Trainer: 0.1 s of waveforms at 16 kHz are 1600 samples, of Whisper one window of 2 s at a time."""
+    plain, cached = (build(audio_encoders[family], text_encoder) for _ in range(2))
+    inputs, calls = {**batch(plain), "labels": LABELS}, []
+    losses = []
+    for model, fields in ((plain, {}), (cached, {"contrastive_chunk_s": 0.1})):
+        args = LaSCLTrainingArguments(str(tmp_path), use_cpu=True, **fields)
+        hook = model.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(kwargs[plain.main_input_name].shape), with_kwargs=True
+        )
+        loss = LaSCLTrainer(model, args).compute_loss(model, inputs)
+        hook.remove()
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-7)  # Trainer's loss is float32
+    found, expected = ({name: p.grad for name, p in model.named_parameters()} for model in (cached, plain))
+    assert_same_gradients(found, expected, 1e-6)
+    chunks = calls[1:-1]
+    assert len(calls[0]) and all(len(shape) for shape in chunks) and len(chunks) > 2
+    assert all(shape[0] == 1 or shape[0] * shape[-1] <= 1600 for shape in chunks)
+
+
 def test_inputs_without_padding_stay_whole_and_in_order():
     chunks = cut_into_chunks({"input_features": torch.zeros(5, 3, 8)}, 2)
     assert chunks == [([0, 1], None), ([2, 3], None), ([4], None)]
@@ -199,6 +236,8 @@ def test_inputs_without_padding_stay_whole_and_in_order():
     "fields, words",
     [
         ({"contrastive_chunk_size": 0}, "contrastive_chunk_size must be at least 1; found 0"),
+        ({"contrastive_chunk_s": 0.0}, "contrastive_chunk_s must be above 0 seconds; found 0.0"),
+        ({"contrastive_chunk_s": 9.0, "contrastive_chunk_size": 4}, "counted in one way"),
         ({"contrastive_chunk_size": 4, "fsdp": "full_shard"}, "FSDP is not supported"),
     ],
 )

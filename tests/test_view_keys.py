@@ -72,6 +72,7 @@ CHANGED = {
     "warmup_steps": 0.2,
     "weight_decay": 0.1,
     "contrastive_chunk_size": 2,
+    "contrastive_chunk_s": 2.5,
     "bf16": True,
     "per_device_eval_batch_size": 70,
 }

@@ -19,14 +19,15 @@ from lascl.training.stock_fields import OWN_GROUPS, REFUSED, refuse
 class LaSCLTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
 
-    Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`, `bucket_by_length`,
-    `utterances_per_class`, `contrastive_chunk_size`, `augmentation_period`. Defaults that differ from stock:
-    `learning_rate` (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine),
-    `warmup_steps` (0.1, a share of all steps), `weight_decay` (0.01), and, for convenience, `logging_strategy` and
-    `save_strategy` (each epoch), `save_total_limit` (2), `report_to` (nothing),
-    `restore_callback_states_from_checkpoint` (true: logs go on where they stopped), `dataloader_pin_memory` (where
-    there is a GPU), `ddp_find_unused_parameters` (true, also with gradient checkpointing) and `remove_unused_columns`
-    (must stay false: batches are made from columns that no model takes).
+    Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`,
+    `bucket_by_length`, `utterances_per_class`, `contrastive_chunk_size`, `contrastive_chunk_s`,
+    `augmentation_period`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the audio encoder),
+    `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps),
+    `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch),
+    `save_total_limit` (2), `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where
+    they stopped), `dataloader_pin_memory` (where there is a GPU), `ddp_find_unused_parameters` (true, also with
+    gradient checkpointing) and `remove_unused_columns` (must stay false: batches are made from columns that no
+    model takes).
 
     A field of stock's that nothing here would act by is refused by name (`lascl.training.stock_fields`). What would
     choose a checkpoint, stop or lower a rate by a score of the evaluation (`load_best_model_at_end`,
@@ -39,17 +40,18 @@ class LaSCLTrainingArguments(TrainingArguments):
     `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
     not widen the contrastive batch: each micro-batch is compared with itself alone. Where a process has not enough
     memory for its share of the batch, `contrastive_chunk_size` is so many utterances (with all their views) that it
-    embeds at once: the loss and its gradients stay those of the whole batch (`lascl.training.gradient_cache`), for one
-    more forward pass.
+    embeds at once, or `contrastive_chunk_s` so many seconds of audio (with their padding, and of Whisper with its whole
+    window): the loss and its gradients stay those of the whole batch (`lascl.training.gradient_cache`), for one more
+    forward pass.
 
     Paper unclear: warm-up length and weight decay are not given; we take 10 % of the steps and AdamW's usual 0.01.
 
     Raises:
         ValueError: a global batch that cannot be divided so, another `per_device_train_batch_size` than the derived
-            one, a chunk below 1 or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a field of
-            `REFUSED` in `lascl.training.stock_fields`, a choice by anything but the validation, an optimiser with
-            parameter groups of its own (GaLore, APOLLO, LOMO), several GPUs in one process, or several processes that
-            do not know of each other (torchrun on a CPU without `use_cpu`).
+            one, a chunk below 1, of both kinds or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a
+            field of `REFUSED` in `lascl.training.stock_fields`, a choice by anything but the validation, an optimiser
+            with parameter groups of its own (GaLore, APOLLO, LOMO), several GPUs in one process, or several processes
+            that do not know of each other (torchrun on a CPU without `use_cpu`).
         ImportError: an optimiser whose package is not installed.
     """
 
@@ -72,6 +74,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     )
     contrastive_chunk_size: int | None = field(
         default=None, metadata={"help": "Utterances a process embeds at once: same gradients, less memory."}
+    )
+    contrastive_chunk_s: float | None = field(
+        default=None, metadata={"help": "Or so many seconds of audio, padding counted; one utterance at least."}
     )
     per_device_train_batch_size: int | None = None  # derived
     logging_nan_inf_filter: bool = False
@@ -129,15 +134,7 @@ class LaSCLTrainingArguments(TrainingArguments):
                 "global_batch_size."
             )
         self.per_device_train_batch_size = derived
-        if self.contrastive_chunk_size is not None:
-            if self.contrastive_chunk_size < 1:
-                raise ValueError(f"contrastive_chunk_size must be at least 1; found {self.contrastive_chunk_size}.")
-            # It also comes from the configuration of `accelerate launch`, and then leaves `deepspeed` empty.
-            if self.deepspeed_plugin:
-                raise ValueError(
-                    "contrastive_chunk_size works in one process or under DDP; DeepSpeed expects one backward pass a "
-                    "step. Use gradient_checkpointing there."
-                )
+        self._check_chunks()
         if self.augmentation_period is not None and self.augmentation_period < 1:
             raise ValueError(f"augmentation_period must be at least 1; found {self.augmentation_period}.")
         self._check_choice()
@@ -153,6 +150,23 @@ class LaSCLTrainingArguments(TrainingArguments):
             "metric_for_best_model": self.metric_for_best_model is not None,
         }
         return next((name for name, is_watching in watching.items() if is_watching), None)
+
+    def _check_chunks(self):
+        given = {name: getattr(self, name) for name in ("contrastive_chunk_size", "contrastive_chunk_s")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"Chunks are counted in one way; found {given}. Set one of the two.")
+        for name, value in given.items():
+            if name == "contrastive_chunk_size" and value < 1:
+                raise ValueError(f"contrastive_chunk_size must be at least 1; found {value}.")
+            if not value > 0:
+                raise ValueError(f"contrastive_chunk_s must be above 0 seconds; found {value}.")
+            # It also comes from the configuration of `accelerate launch`, and then leaves `deepspeed` empty.
+            if self.deepspeed_plugin:
+                raise ValueError(
+                    f"{name} works in one process or under DDP; DeepSpeed expects one backward pass a step. Use "
+                    "gradient_checkpointing there."
+                )
 
     def _check_choice(self):
         metric = (self.metric_for_best_model or "none").removeprefix("eval_")

@@ -46,6 +46,12 @@ def what_ran_out(error: BaseException, folder: Path, args: LaSCLTrainingArgument
 
 def memory_advice(args: LaSCLTrainingArguments) -> str:
     """One sentence: what did not fit, and what to add to the command."""
+    if args.contrastive_chunk_s is not None:
+        return (
+            f"out of memory with {args.contrastive_chunk_s:g} s of audio at once. Add --contrastive_chunk_s "
+            f"{args.contrastive_chunk_s / 2:g}, or, if a single utterance does not fit, --gradient_checkpointing true: "
+            "the gradients stay those of the whole batch. What is finished is kept."
+        )
     at_once = min(args.contrastive_chunk_size or args.per_device_train_batch_size, args.per_device_train_batch_size)
     views = args.views_an_utterance
     found = f"out of memory with {at_once} utterances x {views} view{'s' if views > 1 else ''} at once."

@@ -16,24 +16,51 @@ from lascl.encoders_lascl import valid_lengths
 from lascl.modeling_lascl import LaSCLOutput
 
 
-def cut_into_chunks(inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> list[tuple[list[int], int | None]]:
+def cut_into_chunks(
+    inputs: Mapping[str, torch.Tensor], rows_per_chunk: int | None = None, *, size_per_chunk: int | None = None
+) -> list[tuple[list[int], int | None]]:
     """Rows of each chunk, and the length to which padding is cut off in it.
 
     Waveforms are sorted by length, because a loss over the whole batch does not care for its order: each chunk is as
     long as its own longest row. The adapted encoders give the same answer for any amount of padding. Inputs without
-    an `attention_mask`, and Whisper's fixed window, stay as they are. Chunks differ by one row at most.
+    an `attention_mask`, and Whisper's fixed window, stay as they are.
+
+    Args:
+        inputs: (B, ...), and `lengths` (a list of B numbers) if they are known.
+        rows_per_chunk: at most so many rows in each; they differ by one row at most.
+        size_per_chunk: or rows x longest at most so many samples (mel frames, of Whisper), a single longer row apart.
     """
-    num_rows = len(next(iter(inputs.values())))
-    order, lengths = np.arange(num_rows), None
+    given = inputs["input_values"] if "input_values" in inputs else next(iter(inputs.values()))
+    num_rows, lengths = len(given), None
     if "input_values" in inputs and inputs.get("attention_mask") is not None:
         known = inputs.get("lengths")
         lengths = np.array(valid_lengths(inputs["attention_mask"]).tolist() if known is None else known)
-        order = np.argsort(lengths, kind="stable")
-    chunks = np.array_split(order, -(-num_rows // rows_per_chunk))
+    order = np.arange(num_rows) if lengths is None else np.argsort(lengths, kind="stable")
+    if size_per_chunk is None:
+        chunks = np.array_split(order, -(-num_rows // rows_per_chunk))
+    else:
+        sizes = np.full(num_rows, given.shape[-1]) if lengths is None else lengths[order]
+        chunks = _filled_chunks(order, sizes, size_per_chunk)
     return [(rows.tolist(), None if lengths is None else int(lengths[rows].max())) for rows in chunks]
 
 
-def cached_forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], rows_per_chunk: int) -> LaSCLOutput:
+def _filled_chunks(order: np.ndarray, sizes: np.ndarray, size_per_chunk: int) -> list[np.ndarray]:
+    """The rows by rising size, cut from the largest on: each chunk takes as many as fit beside its largest."""
+    chunks, end = [], len(order)
+    while end:
+        taken = min(end, max(1, size_per_chunk // max(1, int(sizes[end - 1]))))
+        chunks.append(order[end - taken : end])
+        end -= taken
+    return chunks[::-1]
+
+
+def cached_forward(
+    model: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    rows_per_chunk: int | None = None,
+    *,
+    size_per_chunk: int | None = None,
+) -> LaSCLOutput:
     """What `model(**inputs)` gives, with the gradients that it gives, in the memory of one chunk of rows.
 
     Each chunk is forwarded without a graph. Backward takes the gradient with respect to the outputs, forwards one chunk
@@ -44,7 +71,7 @@ def cached_forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], r
     Args:
         model: a `LaSCLForAudioClassification`, wrapped or not, in which rows do not depend on each other.
         inputs: its inputs (B, ...), and `lengths` (a list of B numbers) if they are known; without `labels`.
-        rows_per_chunk: at least 1.
+        rows_per_chunk, size_per_chunk: one of them, at least 1, as of `cut_into_chunks`.
 
     Returns:
         `audio_embeds` (B, D), `label_embeds` (K, D) and `class_logits` (B, K; `None` if the model has none), rows in
@@ -52,7 +79,7 @@ def cached_forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], r
     """
     # Autograd calls backward only for what has an input with a gradient.
     trigger = torch.ones((), requires_grad=True)
-    chunks = cut_into_chunks(inputs, rows_per_chunk)
+    chunks = cut_into_chunks(inputs, rows_per_chunk, size_per_chunk=size_per_chunk)
     audio_embeds, label_embeds, class_logits = _CachedForward.apply(trigger, model, inputs, chunks)
     return LaSCLOutput(audio_embeds=audio_embeds, label_embeds=label_embeds, class_logits=class_logits)
 

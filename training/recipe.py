@@ -68,7 +68,7 @@ FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "standard
 # processes does): a run may be continued with other values.
 NOT_IDENTITY = {
     *("gradient_checkpointing", "activation_checkpointing"),  # its name in newer versions of transformers
-    "contrastive_chunk_size",
+    *("contrastive_chunk_size", "contrastive_chunk_s"),
     "data_dir",
     "dataloader_num_workers",
     "dataloader_persistent_workers",

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from lascl.data import UtteranceBatchSampler
+from lascl.data import SAMPLING_RATE, UtteranceBatchSampler
 from lascl.data.dataset import class_indices, is_heard
 from lascl.encoders_lascl import valid_lengths
 from lascl.evaluation import score
@@ -35,6 +35,7 @@ except ImportError:  # Windows
 
 
 logger = logging.get_logger(__name__)
+MEL_FRAMES_PER_S = 100  # Whisper's
 # Of use to a `compute_metrics` of one's own alone; stock itself refuses `batch_eval_metrics` without one.
 FOR_OTHER_METRICS = ("eval_do_concat_batches", "include_for_metrics")
 
@@ -49,7 +50,7 @@ class LaSCLTrainer(Trainer):
     arguments of `Trainer` but `compute_loss_func`; `args` is a `LaSCLTrainingArguments`. A training data set with `ids`
     is read in an order that follows from them; `bucket_by_length` needs its `durations_s`, `utterances_per_class` its
     `labels`, and `contrastive_chunk_size` counts its `num_views` (`SpeechDataset` has all four; without, the views are
-    those of the arguments).
+    those of the arguments). `contrastive_chunk_s` goes by the sampling rate of `processing_class`, without one 16 kHz.
 
     Once other words than the classifier's were set, `evaluate()` and `predict()` score the label head alone; their loss
     is then eq. 9 without its cross entropy.
@@ -151,13 +152,8 @@ class LaSCLTrainer(Trainer):
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        num_views = getattr(self.train_dataset, "num_views", self.args.views_an_utterance)
-        rows_per_chunk = (self.args.contrastive_chunk_size or len(labels)) * num_views
-        # A frozen encoder's pooled audio is no burden: nothing is encoded, so nothing has to be cut.
-        if model.training and rows_per_chunk < len(labels) and "pooled_audio" not in inputs:
-            outputs = cached_forward(model, inputs, rows_per_chunk)
-        else:
-            outputs = model(**inputs)
+        limit = self._limit_of_chunks(inputs, len(labels)) if model.training else {}
+        outputs = cached_forward(model, inputs, **limit) if limit else model(**inputs)
         audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B_w, D), (B_w, K)
         padding, size = padding_of(inputs)
         if model.training and self.accelerator.num_processes > 1:
@@ -188,6 +184,21 @@ class LaSCLTrainer(Trainer):
         if model.training:
             self._running_means.add({"loss": loss, **terms}, padding, size)
         return (loss, outputs) if return_outputs else loss
+
+    def _limit_of_chunks(self, inputs: Mapping, num_rows: int) -> dict[str, int]:
+        """What `cached_forward` takes for the chunks that the arguments ask for; empty for a batch that is one."""
+        args = self.args
+        if "pooled_audio" in inputs:  # no burden: nothing is encoded, so nothing has to be cut
+            return {}
+        if args.contrastive_chunk_s is not None:
+            is_waveform = "input_values" in inputs
+            rate = getattr(self.processing_class, "sampling_rate", SAMPLING_RATE) if is_waveform else MEL_FRAMES_PER_S
+            size = max(1, int(args.contrastive_chunk_s * rate))
+            longest = inputs["input_values" if is_waveform else "input_features"].shape[-1]
+            return {"size_per_chunk": size} if size < num_rows * longest else {}
+        num_views = getattr(self.train_dataset, "num_views", args.views_an_utterance)
+        rows = (args.contrastive_chunk_size or num_rows) * num_views
+        return {"rows_per_chunk": rows} if rows < num_rows else {}
 
     def _gather_rows(self, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """(B, ...): the rows (B_w, ...) of all processes, in their order, with gradients through the local ones.
