@@ -4,12 +4,14 @@ import contextlib
 import csv
 import gc
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lascl import load_corpus, make_folds, report
@@ -62,15 +64,16 @@ def bfloat16_attention():
         yield
 
 
-# wav2vec 2.0 and its kin at a size that runs in milliseconds. Receptive field: 10 + 5 * 2 = 20 samples, stride 10.
+# wav2vec 2.0 and its kin at a size that runs in milliseconds. Receptive field: 40 + 20 * 2 = 80 samples, stride 40:
+# 400 frames a second, of which attention takes the square.
 CONVOLUTIONAL = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "conv_dim": [8, 8],
-    "conv_kernel": [10, 3],
-    "conv_stride": [5, 2],
+    "conv_kernel": [40, 3],
+    "conv_stride": [20, 2],
     "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
@@ -83,6 +86,7 @@ CONVOLUTIONAL = {
     "layerdrop": 0.0,
     "apply_spec_augment": False,
 }
+FINE = {"conv_kernel": [10, 3], "conv_stride": [5, 2]}  # of ten samples a frame, for short waves of many frames
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 AUDIO_ENCODERS = {
     "wav2vec2-group": {"model_type": "wav2vec2", **CONVOLUTIONAL},
@@ -204,6 +208,31 @@ def as_own_corpus(corpus, folds, folder: Path) -> Path:
             entry = corpus[row]
             writer.writerow([fold_of[row], entry["audio"], entry["speaker"], names[entry["label"]], entry["id"]])
     return folder
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def _be_one_of_two(rank: int, nodes: int, port: str, function, arguments):
+    local = {"LOCAL_RANK": str(rank if nodes == 1 else 0), "LOCAL_WORLD_SIZE": str(2 // nodes)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", **local, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    AcceleratorState._reset_state(reset_partial_state=True)  # the tests' process is alone, its children are not
+    function(*arguments)
+
+
+def in_two_processes(function, *arguments, nodes: int = 1):
+    """Calls it in each of two processes, on one node or on two, told of each other as torchrun tells them.
+
+    They are forked from this process and have imported what it has, which takes a new one seven seconds. torch cannot
+    train in a fork where it sees a GPU: there they start anew.
+    """
+    start = "spawn" if torch.cuda.is_available() else "fork"
+    given = (nodes, free_port(), function, arguments)
+    torch.multiprocessing.start_processes(_be_one_of_two, given, nprocs=2, start_method=start)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

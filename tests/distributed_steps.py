@@ -1,7 +1,5 @@
-"""Trains tiny models for a few steps and saves what happened; test_distributed.py runs it in one process and in two."""
+"""Trains tiny models for a few steps and saves what happened; test_distributed.py does so in one process and in two."""
 
-import json
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -93,14 +91,9 @@ def train_at_this_price(setting: dict, folder: Path) -> dict:
     }
 
 
-def main(settings_file: str, folder: str):
-    folder = Path(folder)
-    for name, setting in json.loads(Path(settings_file).read_text()).items():
+def train_all(settings: dict[str, dict], folder: Path):
+    """What one of several processes does: its results are `{name}-{rank}.pt` in `folder`."""
+    for name, setting in settings.items():
         result = train(setting, folder / "trainer")
-        rank = torch.distributed.get_rank()
-        torch.save(result, folder / f"{name}-{rank}.pt")
+        torch.save(result, folder / f"{name}-{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

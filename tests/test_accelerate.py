@@ -5,7 +5,6 @@
 
 import importlib.util
 import json
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 
@@ -15,7 +14,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from conftest import read_csv
+from conftest import free_port, in_two_processes, read_csv
 from safetensors.torch import load_file
 from test_distributed import ROOT, launch
 
@@ -157,13 +156,15 @@ def assert_trained_alike(run, reference, num_processes):
             assert float(row[column]) == pytest.approx(float(other[column]), abs=1e-5)
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+def test_two_processes_on_two_nodes_train_a_fold_to_the_numbers_of_one(recipe, one_process, tmp_path, capfd):
+    """Each is the first on its node, but one alone writes the run."""
+    in_two_processes(main, [*recipe, "--use_cpu", "true", "--output_dir", str(tmp_path / "run")], nodes=2)
+    assert capfd.readouterr().out.count("report.html, results.json") == 1
+    assert_trained_alike(tmp_path / "run", one_process, num_processes=2)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.proof)])
+@pytest.mark.proof  # the same with real launchers
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_nodes_train_a_fold_to_the_numbers_of_one_process(recipe, one_process, tmp_path, launcher):
     """Two launchers, each with one process, that find each other on the loopback."""
     port = free_port()
@@ -186,9 +187,20 @@ def test_two_nodes_train_a_fold_to_the_numbers_of_one_process(recipe, one_proces
     assert_trained_alike(tmp_path / "run", one_process, num_processes=2)
 
 
-@pytest.mark.parametrize(
-    "name, num_processes", [pytest.param("one_gpu", 1, marks=pytest.mark.proof), ("several_gpus", 2)]
-)
+def test_what_accelerate_tells_the_processes_of_several_gpus_changes_no_number(
+    recipe, one_process, tmp_path, monkeypatch
+):
+    environment = prepare_multi_gpu_env(arguments("several_gpus"))
+    told = {name: value for name, value in environment.items() if name.startswith("ACCELERATE_")}
+    assert told["ACCELERATE_MIXED_PRECISION"] == "no"
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    in_two_processes(main, [*recipe, "--use_cpu", "true", "--output_dir", str(tmp_path / "run")])
+    assert_trained_alike(tmp_path / "run", one_process, num_processes=2)
+
+
+@pytest.mark.proof  # the same with real launchers
+@pytest.mark.parametrize("name, num_processes", [("one_gpu", 1), ("several_gpus", 2)])
 def test_configurations_of_one_machine_train_without_a_gpu_too(recipe, one_process, tmp_path, name, num_processes):
     command = (*LAUNCH, CONFIGS / f"{name}.yaml", ROOT / "train.py", *recipe, "--use_cpu", "true")
     done = launch(*command, "--output_dir", "run", cwd=tmp_path)

@@ -20,7 +20,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 def stock_and_ours(dropout=0.0, dtype=torch.float32, **changes) -> tuple[WavLMModel, WavLMModel]:
     torch.manual_seed(0)
-    spec = {**conftest.CONVOLUTIONAL, "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4}
+    spec = {**conftest.CONVOLUTIONAL, **conftest.FINE}
+    spec |= {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4}
     stock = WavLMModel(WavLMConfig(**{**spec, **conftest.LAYER_NORM, **changes, **dict.fromkeys(DROPOUTS, dropout)}))
     with torch.no_grad():
         for name, parameter in stock.named_parameters():

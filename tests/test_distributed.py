@@ -11,10 +11,12 @@ import conftest
 import distributed_steps
 import pytest
 import torch
+from conftest import in_two_processes
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data import read_audio
+from lascl.train import main
 from lascl.training.random_encoders import save_random_audio_encoder
 
 
@@ -101,9 +103,7 @@ def one_process(settings, tmp_path_factory):
 def two_processes(settings, tmp_path_factory):
     """What two processes make of each setting: a list of two results."""
     folder = tmp_path_factory.mktemp("two-processes")
-    (folder / "settings.json").write_text(json.dumps(settings))
-    done = launch(*TORCHRUN, distributed_steps.__file__, "settings.json", folder, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(distributed_steps.train_all, settings, folder)
     return {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)] for name in settings
     }
@@ -301,23 +301,20 @@ def test_predictions_of_two_processes_are_those_of_each_utterance_alone(run_by_t
         assert row["prediction_classifier"] == labels[outputs.class_logits.argmax()]
 
 
-STARTS = """
-import sys
-from lascl.train import main
-for options in ((), ("--ddp_backend", "gloo")):
-    try:
-        main([*sys.argv[1:], *options])
-    except SystemExit as exit:
-        print("\\nstopped with", exit.code, file=sys.stderr)
-"""
+def start_twice(command):
+    for options in ((), ("--ddp_backend", "gloo")):
+        try:
+            main([*command, *options])
+        except SystemExit as exit:
+            print("\nstopped with", exit.code, file=sys.stderr)
 
 
-def test_torchrun_on_a_cpu_without_use_cpu_stops_at_once_and_says_what_to_add(recipe, tmp_path):
+def test_torchrun_on_a_cpu_without_use_cpu_stops_at_once_and_says_what_to_add(recipe, tmp_path, capfd):
     """Also with a backend of its own, which lets the processes meet but not share gradients."""
-    (tmp_path / "starts.py").write_text(STARTS)
-    done = launch(*TORCHRUN, "starts.py", *recipe, "--output_dir", "run", cwd=tmp_path, timeout_s=100)
-    assert done.stderr.count("stopped with 2") == 4  # two processes, two starts
-    assert done.stderr.count("add --use_cpu true") >= 2 and "Traceback" not in done.stderr
+    in_two_processes(start_twice, [*recipe, "--output_dir", str(tmp_path / "run")])
+    said = capfd.readouterr().err
+    assert said.count("stopped with 2") == 4  # two processes, two starts
+    assert said.count("add --use_cpu true") >= 2 and "Traceback" not in said
     assert not (tmp_path / "run").exists()
 
 

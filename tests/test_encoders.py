@@ -15,7 +15,7 @@ from lascl.training.random_encoders import save_random_audio_encoder
 FAMILIES = list(AUDIO_ENCODERS)
 WAVEFORM_FAMILIES = [name for name in FAMILIES if name != "whisper"]
 GROUP_NORM_FAMILIES = ["wav2vec2-group", "hubert-group", "wavlm-group", "unispeech", "unispeech-sat"]
-RECEPTIVE_FIELD, STRIDE = 20, 10  # samples, of the tiny encoders with convolutions; see conftest
+RECEPTIVE_FIELD, STRIDE = 80, 40  # samples, of the tiny encoders with convolutions; see conftest
 WHISPER_WINDOW_S = 2  # 100 positions at 50 a second
 # Named as choices when an encoder is refused, but not among the families of conftest.
 FURTHER_TYPES = {
@@ -71,7 +71,7 @@ def test_an_utterance_has_the_same_embedding_alone_and_beside_one_five_times_lon
     model = LaSCLForAudioClassification.from_encoders(
         audio_encoders[family], text_encoder, ["angry", "sad"], audio_pooling=pooling
     ).eval()
-    for seed, length in enumerate((1607, 801, 64)):  # ends within, at and before a step of the front end
+    for seed, length in enumerate((1607, 801, 99)):  # ends within, at and before a step of the front end
         short, long = wave(seed, length), wave(9, 5 * 1607)
         with torch.no_grad():
             alone = model.get_audio_embeddings(torch.as_tensor(short)[None])[0]
@@ -293,7 +293,7 @@ def in_training(model_type, **changes):
 @pytest.mark.parametrize("family", WAVEFORM_FAMILIES)
 def test_a_batch_shorter_than_a_masked_span_trains_unmasked_where_stock_raises(family):
     ours, stock = in_training(family)
-    inputs, mask = padded([wave(0, 90), wave(1, 60)])  # 8 and 5 frames, spans of 10
+    inputs, mask = padded([wave(0, 360), wave(1, 240)])  # 8 and 5 frames, spans of 10
     with pytest.raises(ValueError, match="mask_length"):
         stock(inputs, attention_mask=mask)
     hidden = encode_audio(ours, inputs, mask, all_layers=False)[0]
@@ -305,7 +305,7 @@ def test_a_batch_shorter_than_a_masked_span_trains_unmasked_where_stock_raises(f
 @pytest.mark.parametrize("family", ["wav2vec2-layer", "hubert-layer", "wavlm-layer", "unispeech-sat"])
 def test_long_utterances_are_masked_where_stock_masks_them(family):
     ours, stock = in_training(family)
-    inputs, mask = padded([wave(0, 1605), wave(1, 1300)])
+    inputs, mask = padded([wave(0, 6420), wave(1, 5200)])
     for given in (None, mask):
         np.random.seed(3)
         found = encode_audio(ours, inputs, given, all_layers=True)[0]
@@ -325,7 +325,7 @@ def test_masking_never_hides_more_than_half_of_an_utterance(monkeypatch):
     given, forward = [], ours.forward
     monkeypatch.setattr(ours, "forward", lambda *a, **kw: given.append(kw["mask_time_indices"]) or forward(*a, **kw))
     # 12 valid frames: two spans of ten, as stock draws them at least, hide 11 or 12. 159 frames: some are hidden.
-    inputs, mask = padded([wave(0, 130), wave(1, 1605)])
+    inputs, mask = padded([wave(0, 520), wave(1, 6420)])
     for seed in range(20):
         np.random.seed(seed)
         encode_audio(ours, inputs, mask, all_layers=False)
@@ -369,7 +369,7 @@ def test_a_window_longer_than_whispers_own_is_refused_with_both(audio_encoders):
 
 def test_encoders_that_take_any_length_ignore_the_window(audio_encoders):
     encoder = load_audio_encoder(audio_encoders["wavlm-layer"], window_s=1)
-    assert hidden_states(encoder, torch.as_tensor(wave(0, 20_000))[None])[0].shape == (1999, 16)
+    assert hidden_states(encoder, torch.as_tensor(wave(0, 20_000))[None])[0].shape == (499, 16)
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

@@ -2,18 +2,15 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import conftest
 import pytest
 import soundfile
 import torch
-from conftest import RATE, read_csv
-from test_distributed import ROOT, TORCHRUN, launch
+from conftest import RATE, in_two_processes, read_csv
+from huggingface_hub import constants
 from transformers import AutoFeatureExtractor, set_seed
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, study, train
@@ -193,9 +190,8 @@ def test_the_scores_while_training_are_those_of_the_saved_checkpoint(one_process
 
 
 def test_two_processes_train_a_frozen_encoder_s_heads_as_one_does(recipe, one_process, tmp_path):
-    command = (*TORCHRUN, ROOT / "train.py", *recipe, "--output_dir", "run", "--use_cpu", "true")
-    done = launch(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(main, [*recipe, "--use_cpu", "true", "--output_dir", str(tmp_path / "run")])
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
     for number in (1, 2):
         found, expected = (
             read_csv(run / f"fold-{number}" / "predictions.csv") for run in (tmp_path / "run", one_process)
@@ -214,7 +210,7 @@ def in_cache(home: Path, repository: str, folder: Path):
     (root / "refs" / "main").write_text("0123")
 
 
-def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_else(tmp_path):
+def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_else(tmp_path, monkeypatch):
     whisper = {**conftest.AUDIO_ENCODERS["whisper"], "encoder_layers": 4}
     in_cache(tmp_path / "hf", "openai/whisper-tiny.en", save_random_audio_encoder(whisper, tmp_path / "audio"))
     text = save_random_text_encoder(conftest.TEXT_ENCODER, tmp_path / "text")
@@ -227,16 +223,10 @@ def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_els
             name = f"{number}.wav"
             soundfile.write(tmp_path / "own" / name, conftest.recording(number, 0.2 + 0.01 * number), RATE)
             writer.writerow([name, ("joy", "rage")[number % 2], f"speaker-{number // 4}"])
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "small-corpus", "--corpus", "csv", "--data_dir", "own"],
-        cwd=tmp_path,
-        env={**clean, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    main(["small-corpus", "--corpus", "csv", "--data_dir", "own"])
     (run_dir,) = (tmp_path / "runs").iterdir()
     predicted = [row for number in range(1, 6) for row in read_csv(run_dir / f"fold-{number}" / "predictions.csv")]
     assert len({row["id"] for row in predicted}) == 20 and {row["reference"] for row in predicted} == {"joy", "rage"}

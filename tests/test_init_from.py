@@ -1,16 +1,14 @@
 """`--init_from`: a LaSCL checkpoint, in a folder or on the Hub, is where another training starts."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from loopback_hub import LoopbackHub, Repository
+from test_publish import connected
 
 from lascl import LaSCLForAudioClassification
 from lascl.train import main
@@ -207,26 +205,19 @@ def test_clips_longer_than_its_whisper_window_are_refused(command, checkpoint, t
     main([*command, *options, "--max_duration_s", "1", "--output_dir", str(tmp_path / "run")])
 
 
-def test_a_branch_of_the_hub_is_started_from(command, checkpoint, tmp_path):
+def test_a_branch_of_the_hub_is_started_from(command, checkpoint, tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub") as hub:
         files = [path for path in checkpoint.rglob("*") if path.is_file()]
         stored = {str(path.relative_to(checkpoint)): hub.store(path.read_bytes()) for path in files}
         repository = hub.repositories["org/lascl"] = Repository()
         repository.add("main", {"README.md": hub.store(b"nothing here")}, "first")
         repository.add("fold-1", stored, "a fold")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-        hub_only = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
         options = ("--init_from", "org/lascl", "--init_from_revision", "fold-1", "--projection_dim", "8")
         still = ("--learning_rate", "0", "--encoder_learning_rate", "0", "--output_dir", str(tmp_path / "run"))
-        done = subprocess.run(
-            [sys.executable, "-m", "lascl.train", *command, *options, *still],
-            cwd=Path(__file__).parent,
-            env={**clean, **hub_only},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
+        with connected(hub):
+            main([*command, *options, *still])
+        assert any("fold-1" in path for _, path, _ in hub.requests)
     before = LaSCLForAudioClassification.from_pretrained(checkpoint).state_dict()
     after = LaSCLForAudioClassification.from_pretrained(tmp_path / "run" / "fold-1" / "checkpoint").state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

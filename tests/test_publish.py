@@ -83,6 +83,7 @@ def connected(hub: LoopbackHub):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=sleep))

@@ -1,15 +1,13 @@
 """`lascl-verify`: says that a published fold holds, or names the number that does not."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import read_csv
+from huggingface_hub import constants
 from loopback_hub import LoopbackHub, Repository
+from test_publish import connected
 
 from lascl.hub.card import fold_card
 from lascl.hub.verify import main
@@ -186,24 +184,15 @@ def test_what_cannot_be_compared_is_said_in_one_sentence(published, verify, spoi
     assert message in line
 
 
-def test_a_branch_of_the_hub_holds(published, emodb_like, tmp_path):
-    """In a process of its own, because huggingface_hub reads HF_ENDPOINT once, when it is imported."""
+def test_a_branch_of_the_hub_holds(published, verify, tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub") as hub:
         files = {path.name: hub.store(path.read_bytes()) for path in published.iterdir() if path.is_file()}
         repository = hub.repositories["org/name"] = Repository()
         repository.add("main", {"README.md": hub.store(b"nothing here")}, "first")
         repository.add("fold-3", {**files, "text_encoder/model.bin": hub.store(b"large")}, "a fold")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-        hub_only = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-m", "lascl.hub.verify", "org/name", "--revision", "fold-3"]
-        done = subprocess.run(
-            [*command, "--corpus", "emodb", "--data_dir", str(emodb_like)],
-            cwd=Path(__file__).parent,
-            env={**clean, **hub_only},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        with connected(hub):
+            code, output = verify("org/name", "--revision", "fold-3")
         fetched = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET" and "resolve" in path}
-    assert done.returncode == 0 and "org/name at fold-3: holds" in done.stdout, done.stderr[-3000:]
+    assert code == 0 and "org/name at fold-3: holds" in output
     assert "model.safetensors" in fetched and "model.bin" not in fetched
