@@ -167,7 +167,7 @@ def test_so_they_do_with_recomputed_layers_and_in_chunks(
 ):
     model, checkpointed = (build(audio_encoders[family], text_encoder) for _ in range(2))
     checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
-    inputs = batch([300, 90, 300, 41, 170])
+    inputs = batch([1200, 360, 1200, 164, 680])
     whole = loss_and_gradients(model, inputs, WHOLE, monkeypatch)
     assert_alike(loss_and_gradients(checkpointed, inputs, 0, monkeypatch, rows_per_chunk), whole, 1e-12, 1e-12)
 
@@ -176,7 +176,7 @@ def test_so_they_do_with_recomputed_layers_and_in_chunks(
 def test_so_they_do_from_every_layer(pooling, audio_encoders, text_encoder, monkeypatch):
     config = {"audio_pooling": "max"} if pooling == "max" else {"audio_layers": pooling}
     model = build(audio_encoders["wavlm-layer"], text_encoder, **config)
-    inputs = batch([300, 90, 300, 41, 170])
+    inputs = batch([1200, 360, 1200, 164, 680])
     whole, apart = (loss_and_gradients(model, inputs, price, monkeypatch) for price in (WHOLE, 0))
     assert_alike(apart, whole, 1e-12, 1e-12)
 
@@ -191,7 +191,7 @@ def test_layer_drop_and_hidden_frames_are_drawn_once_for_the_batch(
     config = model.lascl.audio_encoder.config
     config.layerdrop = 0.5
     config.apply_spec_augment, config.mask_time_prob, config.mask_time_length = True, 0.3, 3
-    inputs, losses = batch([300, 90, 300, 41, 170]), set()
+    inputs, losses = batch([1200, 360, 1200, 164, 680]), set()
     for seed in range(4):
         monkeypatch.setattr(torch, "manual_seed", lambda _, seed=seed, seeding=torch.random.manual_seed: seeding(seed))
         whole, apart = (loss_and_gradients(model, inputs, price, monkeypatch) for price in (WHOLE, 0))
@@ -215,11 +215,11 @@ def test_a_dropped_layer_s_state_is_the_one_before_it(audio_encoders, text_encod
 
 def test_answers_keep_their_rows(audio_encoders, text_encoder, monkeypatch):
     model = build(audio_encoders["wavlm-layer"], text_encoder).eval()
-    inputs = batch([300, 90, 210, 41])
+    inputs = batch([1200, 360, 840, 164])
     del inputs["labels"]
     monkeypatch.setitem(encoders_lascl.CALL_PRICE, "cpu", 0)
     found = model(**inputs)
-    for row, length in enumerate([300, 90, 210, 41]):
+    for row, length in enumerate([1200, 360, 840, 164]):
         alone = model(input_values=inputs["input_values"][row : row + 1, :length])
         torch.testing.assert_close(found.logits[row : row + 1], alone.logits, rtol=1e-10, atol=1e-12)
     states = model(**inputs, output_hidden_states=True)  # of the whole batch, since they are asked for as one tensor

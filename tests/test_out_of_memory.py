@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
-from conftest import AUDIO_ENCODERS, FINE
+from conftest import AUDIO_ENCODERS, FINE, RATE, recording
 
 from lascl import LaSCLForAudioClassification
 from lascl.train import main
@@ -119,9 +120,14 @@ train.main([*sys.argv[2:], "--contrastive_chunk_size", "8"])
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux does")
-def test_a_process_that_is_given_too_little_memory_says_so_and_finishes_with_the_advised_chunk(command, tmp_path):
+def test_a_process_that_is_given_too_little_memory_says_so_and_finishes_with_the_advised_chunk(
+    command, emodb_like, tmp_path
+):
     encoder = save_random_audio_encoder(AUDIO_ENCODERS["wavlm-layer"] | FINE, tmp_path / "encoder")
-    options = ["--audio_encoder", str(encoder), "--output_dir", "run", "--max_duration_s", "0.6"]
+    (tmp_path / "alike").mkdir()  # clips of one length, which are encoded in one group
+    for number, path in enumerate(sorted(emodb_like.iterdir())):
+        soundfile.write(tmp_path / "alike" / path.name, recording(number, 0.6), RATE)
+    options = ["--audio_encoder", str(encoder), "--data_dir", str(tmp_path / "alike"), "--output_dir", "run"]
     run = [sys.executable, "-c", LIMITED, str(ROOM_MIB), *command, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
