@@ -31,6 +31,8 @@ from measuring import (
     MIB,
     SAMPLING_RATE,
     WAVLM_LARGE,
+    WHOLE,
+    call_price,
     iemocap_lengths,
     padded_batch,
     peak_cuda_mib,
@@ -56,7 +58,6 @@ from lascl.training.gradient_cache import cached_forward, cut_into_chunks
 
 NUM_LABELS, NUM_VIEWS = 4, 2
 CALL_PRICE = dict(encoders_lascl.CALL_PRICE)  # in samples, by device type
-WHOLE = 10**15  # a call's price at which a batch stays whole
 # The paper's run: 5 folds of 50 epochs, 4/5 of 5531 utterances, 32 at once.
 STEPS_OF_THE_PAPER = 5 * 50 * -(-5531 * 4 // 5 // 32)
 
@@ -79,17 +80,6 @@ class Size:
 
 
 LARGE = Size(encoder=WAVLM_LARGE)
-
-
-@contextlib.contextmanager
-def call_price(price: int):
-    """Another price of a call of the encoder, in samples, for all devices."""
-    before = dict(encoders_lascl.CALL_PRICE)
-    encoders_lascl.CALL_PRICE.update(dict.fromkeys(before, price))
-    try:
-        yield
-    finally:
-        encoders_lascl.CALL_PRICE.update(before)
 
 
 @contextlib.contextmanager

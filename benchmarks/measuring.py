@@ -3,6 +3,7 @@ their own, a table on screen and under `results/`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoFeatureExtractor
 
-from lascl import LaSCLConfig, LaSCLForAudioClassification
+from lascl import LaSCLConfig, LaSCLForAudioClassification, encoders_lascl
 from lascl.data import SpeechCollator
 from lascl.encoders_lascl import encode_audio, load_audio_encoder
 from lascl.modeling_lascl import masked_mean
@@ -31,6 +32,7 @@ MIB = 2**20
 FOUND = "FOUND "
 SAMPLING_RATE = 16_000
 ENCODED_AT_ONCE = 8
+WHOLE = 10**15  # a call's price at which a batch stays whole
 # microsoft/wavlm-large, but without layer-drop: chance must not decide how much is computed.
 WAVLM_LARGE = {
     "model_type": "wavlm",
@@ -102,6 +104,17 @@ def padded_batch(lengths: list[int], num_labels: int = 4, device: str = "cpu") -
         "labels": torch.arange(len(lengths), device=device) % num_labels,
         "lengths": lengths,
     }
+
+
+@contextlib.contextmanager
+def call_price(price: int):
+    """Another price of a call of the encoder, in samples, for all devices."""
+    before = dict(encoders_lascl.CALL_PRICE)
+    encoders_lascl.CALL_PRICE.update(dict.fromkeys(before, price))
+    try:
+        yield
+    finally:
+        encoders_lascl.CALL_PRICE.update(before)
 
 
 def load_listener(audio_encoder: str, longest_s: float):

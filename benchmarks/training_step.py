@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py
 
-Forward, loss, backward and AdamW on the same 2N rows of 10 s; a WavLM of Large's width with random weights, its
-convolutions frozen. On a GPU: all 24 layers, 32 utterances x 2 views, bfloat16, with the peak of its memory. Writes
-`results/benchmarks/training_step.json`.
+Forward, loss, backward and AdamW on the same 2N rows: all of 10 s, and as long as IEMOCAP's. A WavLM of Large's width
+with random weights, its convolutions frozen. On a GPU: all 24 layers, 32 utterances x 2 views, bfloat16, with the peak
+of its memory. Writes `results/benchmarks/training_step.json`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ import gc
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import torch
 from measuring import (
     MIB,
     WAVLM_LARGE,
+    WHOLE,
     bytes_saved,
-    median_seconds,
+    call_price,
+    iemocap_lengths,
+    padded_batch,
     peak_cuda_mib,
     random_batch,
     random_model,
     save_table,
+    seconds_in_turns,
 )
 from torch import nn
 from torch.nn import functional as F
@@ -35,11 +40,16 @@ from lascl.encoders_lascl import build_audio_encoder
 from lascl.training.recipe import OBJECTIVES
 
 
-ON_CPU = [{"encoder": {**WAVLM_LARGE, "num_hidden_layers": 2}, "num_utterances": 2, "duration_s": 10}]
+# Without a duration, rows are as long as IEMOCAP's.
+TWO_LAYERS = {**WAVLM_LARGE, "num_hidden_layers": 2}
+ON_CPU = [
+    {"encoder": TWO_LAYERS, "num_utterances": 2, "duration_s": 10},
+    {"encoder": TWO_LAYERS, "num_utterances": 8, "duration_s": None},
+]
 # The small batch is for stock, which may not fit with the large one.
 ON_CUDA = [{"encoder": WAVLM_LARGE, "num_utterances": n, "duration_s": 10} for n in (32, 8)]
 NUM_LABELS, NUM_VIEWS, ROUNDS = 4, 2, 5
-REFERENCE = "our encoder, mean, linear head"
+STOCK = "WavLMForSequenceClassification (stock)"
 
 
 class LinearHead(nn.Module):
@@ -51,7 +61,7 @@ class LinearHead(nn.Module):
         self.encoder.freeze_feature_encoder()
         self.head = nn.Linear(self.encoder.config.hidden_size, NUM_LABELS)
 
-    def forward(self, input_values, attention_mask, labels):
+    def forward(self, input_values, attention_mask, labels, lengths=None):
         hidden = self.encoder(input_values, attention_mask=attention_mask).last_hidden_state
         return F.cross_entropy(self.head(hidden.mean(dim=1)).float(), labels)
 
@@ -63,21 +73,32 @@ def candidates(encoder: dict, device: str, folder: str) -> dict[str, tuple[nn.Mo
         model = random_model(encoder, NUM_LABELS, **OBJECTIVES[objective])
         args = LaSCLTrainingArguments(folder, num_views=NUM_VIEWS, use_cpu=device == "cpu")
         found[name] = model, partial(LaSCLTrainer(model, args).compute_loss, model)
+    model, compute_loss = found["LaSCL (eq. 9)"]
+    found["LaSCL (eq. 9), batch whole"] = model, partial(at_once, compute_loss)
     torch.manual_seed(0)
     bare = LinearHead(encoder)
-    found[REFERENCE] = bare, lambda batch: bare(**batch)
+    found["our encoder, mean, linear head"] = bare, lambda batch: bare(**batch)
     stock = WavLMForSequenceClassification(AutoConfig.for_model(**encoder, num_labels=NUM_LABELS))
     stock.freeze_feature_encoder()
-    found["WavLMForSequenceClassification (stock)"] = stock, lambda batch: stock(**batch).loss
+    found[STOCK] = stock, lambda batch: stock(**{name: batch[name] for name in batch if name != "lengths"}).loss
     for model, _ in found.values():
         model.to(device).train()
     return found
 
 
+def at_once(compute_loss: Callable, batch: dict) -> torch.Tensor:
+    with call_price(WHOLE):
+        return compute_loss(batch)
+
+
 def measure(setting: dict, device: str) -> dict[str, dict[str, float]]:
     """By candidate: seconds of a step, bytes its forward pass keeps for backward, and on a GPU the peak memory of a
     step beyond weights and optimiser state; nothing for one that runs out of memory."""
-    batch = random_batch(NUM_VIEWS * setting["num_utterances"], setting["duration_s"], NUM_LABELS, device)
+    num_utterances, duration_s = setting["num_utterances"], setting["duration_s"]
+    if duration_s is None:
+        batch = padded_batch(iemocap_lengths(num_utterances, NUM_VIEWS), NUM_LABELS, device)
+    else:
+        batch = random_batch(NUM_VIEWS * num_utterances, duration_s, NUM_LABELS, device)
 
     def forward(compute_loss):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
@@ -104,9 +125,21 @@ def measure(setting: dict, device: str) -> dict[str, dict[str, float]]:
             optimizer.zero_grad()
             gc.collect()  # what a step that did not fit has left
             torch.cuda.empty_cache()
-        for name, seconds in median_seconds(steps, ROUNDS).items():
-            found[name]["seconds"] = seconds
+        for name, times in seconds_in_turns(steps, ROUNDS).items():
+            found[name] |= {"seconds": median(times), "least": min(times), "most": max(times)}
     return found
+
+
+def cells(values: dict[str, float], stock: dict[str, float]) -> list[str]:
+    """Memory, seconds and their spread, with their ratio to stock's where stock fits."""
+    if not values:
+        return ["out of memory", "", "", ""]
+    found = []
+    for key, digits in (("saved_mib", 0), ("peak_mib", 0), ("seconds", 3)):
+        value, other = values[key], stock.get(key)
+        ratio = f" ({value / other:.3f})" if value is not None and other else ""
+        found.append("" if value is None else f"{value:.{digits}f}{ratio}")
+    return [*found, f"{values['least']:.3f} to {values['most']:.3f}"]
 
 
 def main():
@@ -115,25 +148,19 @@ def main():
     for setting in ON_CUDA if device == "cuda" else ON_CPU:
         found = measure(setting, device)
         measured.append({**setting, "candidates": found})
-        reference = found[REFERENCE]
-        for name, values in found.items():
-            row = [f"{setting['num_utterances']} x {NUM_VIEWS} x {setting['duration_s']:g} s", name]
-            if not values:
-                rows.append([*row, "out of memory", "", "", ""])
-                continue
-            for key in ("saved_mib", "peak_mib"):
-                value = values[key]
-                row.append("" if value is None else f"{value:.0f} ({value / reference[key]:.3f})")
-            rows.append([*row, f"{values['seconds']:.3f}", f"{values['seconds'] / reference['seconds']:.3f}"])
+        duration_s = setting["duration_s"]
+        rows_as = f"{setting['num_utterances']} x {NUM_VIEWS}, " + (f"{duration_s:g} s" if duration_s else "IEMOCAP's")
+        rows += [[rows_as, name, *cells(values, found[STOCK])] for name, values in found.items()]
     num_layers = measured[0]["encoder"]["num_hidden_layers"]
     save_table(
         "training_step",
         f"A training step of WavLM-Large's shape, {num_layers} layers",
-        ["utterances x views", "model and loss", "MiB kept for backward", "peak MiB of the step", "s", "time, ratio"],
+        ["utterances x views", "model and loss", "MiB kept for backward", "peak MiB of the step", "s", "least to most"],
         rows,
         f"Random weights, {num_layers} of WavLM-Large's 24 layers, convolutions frozen, no layer-drop; "
-        f'{"bfloat16 autocast" if device == "cuda" else "float32"}, fused AdamW. Ratios to "{REFERENCE}"; time is the '
-        f"median of {ROUNDS} rounds taken in turns. Stock has its own attention, the others ours.",
+        f"{'bfloat16 autocast' if device == 'cuda' else 'float32'}, fused AdamW. Ratios to stock in parentheses; time "
+        f"is the median of {ROUNDS} rounds in turns. Stock has its own attention, the others ours. IEMOCAP's: the "
+        "middles of equal parts of its distribution of lengths, cut at 10 s.",
         measured=measured,
     )
 

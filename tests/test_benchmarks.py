@@ -20,6 +20,12 @@ from lascl.data import SpeechDataset
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 WAVLM, WAV2VEC2 = conftest.AUDIO_ENCODERS["wavlm-layer"], conftest.AUDIO_ENCODERS["wav2vec2-layer"]
+# The front end of a real encoder, 20 ms a frame, at a width that costs nothing.
+REAL_STRIDES = {
+    **{name: value for name, value in WAVLM.items() if not name.startswith(("conv_", "num_feat"))},
+    "conv_dim": [8] * 7,
+    "num_feat_extract_layers": 7,
+}
 SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - {"measuring"}
 
 
@@ -83,13 +89,20 @@ def test_attention(load, tmp_path):
 
 
 def test_training_step(load, tmp_path):
-    setting = {"encoder": WAVLM, "num_utterances": 4, "duration_s": 0.1}
-    load("training_step", ON_CPU=[setting], ROUNDS=1).main()
-    found = checked_table(tmp_path, "training_step", 4, ("peak MiB of the step",))
-    (measured,) = found["measured"]
-    assert [row["model and loss"] for row in found["rows"]] == list(measured["candidates"])
-    for values in measured["candidates"].values():
-        assert values["seconds"] > 0 and values["saved_mib"] > 0 and values["peak_mib"] is None
+    module = load("training_step", ROUNDS=1)
+    module.ON_CPU = [
+        {"encoder": WAVLM, "num_utterances": 4, "duration_s": 0.1},
+        {"encoder": REAL_STRIDES, "num_utterances": 2, "duration_s": None},
+    ]
+    module.main()
+    found = checked_table(tmp_path, "training_step", 10, ("peak MiB of the step",))
+    names = [name for measured in found["measured"] for name in measured["candidates"]]
+    assert [row["model and loss"] for row in found["rows"]] == names
+    for measured in found["measured"]:
+        for values in measured["candidates"].values():
+            assert values["seconds"] > 0 and values["saved_mib"] > 0 and values["peak_mib"] is None
+    groups, whole = (found["measured"][1]["candidates"][f"LaSCL (eq. 9){how}"] for how in ("", ", batch whole"))
+    assert groups["saved_mib"] < whole["saved_mib"]  # rows of 8.5 s and 2.5 s
 
 
 def test_a_candidate_that_does_not_fit_is_a_row_that_says_so(load, tmp_path, monkeypatch):
@@ -100,17 +113,9 @@ def test_a_candidate_that_does_not_fit_is_a_row_that_says_so(load, tmp_path, mon
 
     monkeypatch.setattr(module.WavLMForSequenceClassification, "forward", too_large)
     module.main()
-    columns = ("peak MiB of the step", "s", "time, ratio")
-    rows = checked_table(tmp_path, "training_step", 4, columns)["rows"]
-    assert ["out of memory" in row.values() for row in rows] == [False, False, False, True]
-
-
-# The front end of a real encoder, 20 ms a frame, at a width that costs nothing.
-REAL_STRIDES = {
-    **{name: value for name, value in WAVLM.items() if not name.startswith(("conv_", "num_feat"))},
-    "conv_dim": [8] * 7,
-    "num_feat_extract_layers": 7,
-}
+    columns = ("peak MiB of the step", "s", "least to most")
+    rows = checked_table(tmp_path, "training_step", 5, columns)["rows"]
+    assert ["out of memory" in row.values() for row in rows] == [False, False, False, False, True]
 
 
 def test_gpu(load, tmp_path, monkeypatch):
