@@ -2,6 +2,7 @@
 
 import gc
 import math
+import sys
 import time
 from collections import defaultdict
 
@@ -101,6 +102,66 @@ def weights(model):
 
 def batch_of(collate, count=8):
     return collate([Clips().items[index] for index in range(count)])
+
+
+# --------------------------------------------------------------------------------------------- waiting for a device
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Which functions of LaSCL look at a tensor's values, for which a GPU would have to be waited for, and how."""
+    found = set()
+
+    def spied(name):
+        stock = getattr(torch.Tensor, name)
+
+        def look(tensor, *args, **kwargs):
+            frame = sys._getframe(1)
+            if frame.f_globals.get("__name__", "").startswith("lascl."):
+                found.add((frame.f_code.co_qualname.partition(".<locals>")[0], name))
+            return stock(tensor, *args, **kwargs)
+
+        return look
+
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, spied(name))
+    return found
+
+
+@pytest.mark.parametrize("chunk_s", [None, 0.1])
+@pytest.mark.parametrize("family", ["wavlm-layer", "wav2vec2-group"])
+def test_a_step_looks_at_tensors_only_where_they_are_on_the_cpu(family, chunk_s, build, tmp_path, looks):
+    model, collate = build(family)
+    config = model.lascl.audio_encoder.config
+    config.layerdrop, config.apply_spec_augment, config.mask_time_prob, config.mask_time_length = 0.5, True, 0.3, 3
+    trainer = LaSCLTrainer(model, arguments(tmp_path, contrastive_chunk_s=chunk_s), train_dataset=Clips())
+    batch = batch_of(collate)
+    model.train()
+    trainer.compute_loss(model, batch).backward()  # the first looks once whether there are label features
+    looks.clear()
+    trainer.compute_loss(model, batch).backward()
+    only_of_a_cpu = {("groups_to_encode", "tolist"), ("joint_loss", "__int__")}
+    drawn_on_the_cpu = {("draw", "__float__")}
+    made_of_numbers = {("_draw_time_mask", "__int__"), ("LaSCLModel._pool_groups", "__int__")}  # of frames, by stock
+    assert looks <= only_of_a_cpu | drawn_on_the_cpu | made_of_numbers
+    assert ("joint_loss", "__int__") in looks
+    del batch["lengths"]
+    trainer.compute_loss(model, batch)
+    assert {("padding_of", "__int__"), ("_draw_time_mask", "cpu")} <= looks  # what the numbers spare
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_waits_for_no_gpu(build, tmp_path):
+    model, collate = build("wavlm-layer")
+    trainer = LaSCLTrainer(model, arguments(tmp_path, use_cpu=False), train_dataset=Clips())
+    batch = {name: value.cuda() if hasattr(value, "cuda") else value for name, value in batch_of(collate).items()}
+    model.train()
+    trainer.compute_loss(model, batch).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.compute_loss(model, batch).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # ------------------------------------------------------------------------------ the loss, once more from the paper
