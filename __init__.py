@@ -4,7 +4,7 @@ Names load when first used, so that `import lascl` costs nothing. Using any of t
 Auto classes.
 """
 
-import importlib
+from lascl.lazy import lazily
 
 
 __version__ = "0.1.0"
@@ -26,11 +26,13 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
+_load = lazily(__name__, _HOMES)
+
+
 def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = _load(name)
     _register_auto_classes()
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return value
 
 
 def __dir__():

@@ -18,11 +18,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lascl import inference
 from lascl.console import unless_pipe_closes
 from lascl.inference.checkpoints import checkpoint_of
 from lascl.inference.finding import find_recordings
 from lascl.inference.outputs import FORMATS, SUFFIXES, one_line
+from lascl.lazy import lazily
 
 
 if TYPE_CHECKING:
@@ -32,12 +32,8 @@ __all__ = ["Recogniser", "Window", "main", "segments", "stream"]
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl"}
 DTYPES = ("float32", "bfloat16", "float16")
 
-
-def __getattr__(name):
-    """What a program needs, when it is first used: PyTorch takes seconds, and what is typed wrong is told before."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(inference, name)
+# What a program needs, when it is first used: PyTorch takes seconds, and what is typed wrong is told before.
+__getattr__ = lazily(__name__, dict.fromkeys(("Recogniser", "Window", "segments", "stream"), "lascl.inference"))
 
 
 @unless_pipe_closes

@@ -3,8 +3,9 @@
 Names load when first used: who only reads audio does not wait for pandas, pyarrow and scikit-learn.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from lascl.lazy import lazily
 
 
 if TYPE_CHECKING:
@@ -37,8 +38,4 @@ __all__ = [
     "read_audio",
 ]
 
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})

@@ -3,8 +3,9 @@
 Names load when first used: a command reads its arguments before PyTorch is imported.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from lascl.lazy import lazily
 
 
 if TYPE_CHECKING:
@@ -27,8 +28,4 @@ __all__ = [
     "stream",
 ]
 
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
