@@ -85,7 +85,7 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
     drawings: dict[str, tuple[str, Callable]] = {
         "confusion": ("Confusion matrix", draw_confusion),
         "tsne": ("Embeddings of the test utterances", draw_tsne),
-        "tsne_folds": ("Embeddings of the other folds", draw_tsne_folds),
+        "tsne_folds": ("Embeddings of the other folds", _tsne_folds),
         "label_similarity": ("Label similarities", _label_similarity),
         "learning_curves": ("Learning curves", _learning_curves),
         "reliability": ("Reliability", _reliability),
@@ -291,7 +291,7 @@ def draw_tsne(run: Run):
     return figure, caption, f"t-SNE map of fold {number}. {_nearest_in_words(run, number)}"
 
 
-def draw_tsne_folds(run: Run):
+def _tsne_folds(run: Run):
     """The same of the other folds: each fold has an embedding space of its own."""
     numbers = sorted(run.embeddings)[1:]
     if not numbers:
