@@ -67,6 +67,11 @@ class LaSCLConfig(PretrainedConfig):
             numbers of hidden states such as `"1,2,3"` (0 is the embedding), pooled each for itself and concatenated.
         audio_pooling (`str`, *optional*, defaults to `"mean"`):
             How frames become one vector: `"mean"` or `"max"`, over valid frames only.
+        audio_window (`str`, *optional*, defaults to `"fixed"`):
+            What a Whisper encoder hears of an utterance: `"fixed"`, always its whole window, silence behind the
+            utterance included; or `"utterance"`, the last second that has signal and all before it (at least 1 s, at
+            most the window). It attends to that silence, so this belongs to the weights that were trained with it.
+            Other encoders hear no padding, whatever stands here.
         standardise_audio (`bool`, *optional*, defaults to `False`):
             Whether the pooled audio is centred and scaled by the mean and standard deviation of the training
             utterances, found once before training. Pooled states of a pre-trained encoder lie in a narrow cone, where
@@ -108,7 +113,7 @@ class LaSCLConfig(PretrainedConfig):
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
     # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
     # needs none of them still loads under the code of the first ones.
-    _later_fields = ("contrastive_reduction",)
+    _later_fields = ("contrastive_reduction", "audio_window")
 
     def __init__(
         self,
@@ -121,6 +126,7 @@ class LaSCLConfig(PretrainedConfig):
         projection_dim: int = 256,
         audio_layers: str = "last",
         audio_pooling: str = "mean",
+        audio_window: str = "fixed",
         standardise_audio: bool = False,
         text_pooling: str = "mean",
         freeze_feature_encoder: bool = True,
@@ -145,6 +151,7 @@ class LaSCLConfig(PretrainedConfig):
         self.projection_dim = projection_dim
         self.audio_layers = audio_layers
         self.audio_pooling = audio_pooling
+        self.audio_window = audio_window
         self.standardise_audio = standardise_audio
         self.text_pooling = text_pooling
         self.freeze_feature_encoder = freeze_feature_encoder
@@ -231,6 +238,7 @@ class LaSCLConfig(PretrainedConfig):
         """Checks every field and the combinations that would leave the chosen prediction head untrained."""
         for field, allowed in (
             ("audio_pooling", ("mean", "max")),
+            ("audio_window", ("fixed", "utterance")),
             ("text_pooling", ("mean", "first")),
             ("contrastive_reduction", REDUCTIONS),
             ("prediction_head", ("label", "classifier")),

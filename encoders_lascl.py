@@ -8,6 +8,7 @@ H attention heads, D channels of a head.
 from __future__ import annotations
 
 import contextlib
+import threading
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ logger = logging.get_logger(__name__)
 LEAKY_TYPES = {"wav2vec2-conformer", "sew", "sew-d"}
 # Whisper's front end: 100 mel frames a second, halved by its second convolution.
 WHISPER_FRAMES_PER_S = 50
+# Held while a Whisper encoder runs, which may be told for so long that its window is shorter, by whatever thread.
+WHISPER_RUNS = threading.RLock()
 # CUDA's memory-efficient attention copies a mask whose rows do not start at a multiple of so many elements.
 MASK_ALIGNMENT = {"cuda": 16}
 # What one more call of the encoder costs beside the audio that it hears, in samples of that audio, by device type; a
@@ -298,30 +301,19 @@ def encode_audio(
     Raises:
         ValueError: Whisper features of another length than its window, with both lengths.
     """
+    check_window(encoder, inputs, attention_mask)
     outputs, mask = encoder_outputs(encoder, inputs, attention_mask, all_layers=all_layers)
     return (outputs.hidden_states if all_layers else outputs.last_hidden_state), mask
 
 
 def encoder_outputs(encoder: PreTrainedModel, inputs, attention_mask, *, all_layers: bool, drawn: Drawn | None = None):
     """As `encode_audio`, with all that the encoder returns: its last state need not be the last of all, which some
-    encoders normalise once more. What is `drawn` for training is drawn here unless it is given."""
+    encoders normalise once more. What is `drawn` for training is drawn here unless it is given. Whisper's features may
+    be shorter than its window: see `window_groups`, and, for those of a whole batch, `check_window`."""
     if encoder.config.model_type == "whisper":
-        window = 2 * encoder.config.max_source_positions
-        if inputs.shape[-1] != window:
-            raise ValueError(
-                f"This Whisper encoder takes exactly {window} mel frames ({window / 100:g} s); found "
-                f"{inputs.shape[-1]}. Use the feature extractor saved with the checkpoint (its chunk_length is the "
-                "window)."
-            )
-        looked_at = not (encoder.training or attention_mask is None or has_no_values(inputs))
-        if looked_at and bool(attention_mask[:, -1].any()):
-            # Its stock extractor cuts in silence; all that is left to see here is a window without room.
-            logger.warning_once(
-                f"An utterance fills the whole window of {window / 100:g} s. If no recording is longer, all is well; "
-                "what is longer, the feature extractor has cut there: split it into windows."
-            )
         # Whisper attends to the silence behind an utterance, as it was trained to: only pooling needs the mask.
-        outputs = encoder(inputs, output_hidden_states=all_layers)
+        with contextlib.nullcontext() if has_no_values(inputs) else _first_positions(encoder, inputs.shape[-1] // 2):
+            outputs = encoder(inputs, output_hidden_states=all_layers)
     else:
         drawn = draw(encoder, inputs, attention_mask) if drawn is None else drawn
         inputs, attention_mask = _reach_one_frame(encoder, inputs, attention_mask)
@@ -335,6 +327,40 @@ def encoder_outputs(encoder: PreTrainedModel, inputs, attention_mask, *, all_lay
     last = outputs.last_hidden_state
     mask = frame_mask(encoder, attention_mask, batch_size=last.shape[0], num_frames=last.shape[1], device=last.device)
     return outputs, mask
+
+
+def check_window(encoder: PreTrainedModel, inputs: torch.Tensor, attention_mask: torch.Tensor | None):
+    """Refuses Whisper features of another length than its window, and warns of what may have been cut there."""
+    if encoder.config.model_type != "whisper":
+        return
+    window = 2 * len(encoder.embed_positions.weight)  # its configuration may tell of a part, to another thread
+    if inputs.shape[-1] != window:
+        raise ValueError(
+            f"This Whisper encoder takes exactly {window} mel frames ({window / 100:g} s); found "
+            f"{inputs.shape[-1]}. Use the feature extractor saved with the checkpoint (its chunk_length is the "
+            "window)."
+        )
+    looked_at = not (encoder.training or attention_mask is None or has_no_values(inputs))
+    if looked_at and bool(attention_mask[:, -1].any()):
+        # Its stock extractor cuts in silence; all that is left to see here is a window without room.
+        logger.warning_once(
+            f"An utterance fills the whole window of {window / 100:g} s. If no recording is longer, all is well; "
+            "what is longer, the feature extractor has cut there: split it into windows."
+        )
+
+
+@contextlib.contextmanager
+def _first_positions(encoder: WhisperEncoder, num_positions: int) -> Iterator[None]:
+    """Lets a Whisper encoder hear a part of its window: stock asks its configuration how long its input must be, and
+    its position table, of which it then takes the first rows, how many there are."""
+    config, table = encoder.config, encoder.embed_positions
+    with WHISPER_RUNS:
+        whole = len(table.weight)
+        config.max_source_positions = table.num_embeddings = num_positions
+        try:
+            yield
+        finally:
+            config.max_source_positions = table.num_embeddings = whole
 
 
 def frame_mask(
@@ -406,6 +432,29 @@ def groups_to_encode(
     groups = length_groups(lengths, CALL_PRICE.get(device_type, CALL_PRICE["cuda"]))
     # Of silence alone one sample is left, which is filled up to a frame.
     return [(rows, max(int(lengths[rows[-1]]), 1)) for rows in groups] if len(groups) > 1 else []
+
+
+def window_groups(
+    encoder: PreTrainedModel, inputs: torch.Tensor, attention_mask: torch.Tensor | None, lengths: Sequence[int] | None
+) -> list[tuple[list[int], int]]:
+    """The rows of a batch of Whisper features by the window that each hears of `audio_window` utterance, each group
+    with its mel frames: those up to the end of the last second that has signal, at least 1 s, at most the whole window.
+    A row's window follows from that row alone. Empty where all hear the whole window: without a mask, while a graph is
+    traced, whose shapes are fixed, and for other encoders.
+
+    An accelerator is waited for unless `lengths` are given.
+    """
+    if encoder.config.model_type != "whisper" or attention_mask is None or has_no_values(inputs):
+        return []
+    if lengths is None or inputs.device.type == "cpu":
+        lengths = valid_lengths(attention_mask).tolist()
+    whole, per_second = inputs.shape[-1], 2 * WHISPER_FRAMES_PER_S
+    step = attention_mask.shape[-1] // whole * per_second  # a second, at the rate of the mask
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        window = min(max(-(-int(length) // step), 1) * per_second, whole)
+        groups.setdefault(window, []).append(row)
+    return [(groups[window], window) for window in sorted(groups)]
 
 
 def valid_lengths(attention_mask: torch.Tensor) -> torch.Tensor:

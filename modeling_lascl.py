@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from huggingface_hub import HfApi
@@ -28,6 +29,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .configuration_lascl import REDUCTIONS, LaSCLConfig, is_folder_name
 from .encoders_lascl import (
     build_audio_encoder,
+    check_window,
     draw,
     encoder_outputs,
     groups_to_encode,
@@ -36,6 +38,7 @@ from .encoders_lascl import (
     load_audio_encoder,
     refuse_odd_audio,
     samples_of_one_frame,
+    window_groups,
 )
 
 
@@ -491,7 +494,9 @@ class LaSCLModel(LaSCLPreTrainedModel):
         """Embeds utterances and labels.
 
         Rows are encoded in groups of like length, so that padding costs next to nothing; which answers a batch gets
-        does not depend on it, but for rounding. What layer-drop and SpecAugment draw is drawn for the whole batch.
+        does not depend on it, but for rounding. What layer-drop and SpecAugment draw is drawn for the whole batch. Of
+        Whisper, `config.audio_window` says what is heard: under `utterance` a row's window follows from its mask alone;
+        without a mask, and while a graph is traced, all hear the whole window.
 
         Args:
             input_values: (B, samples) at 16 kHz, as the checkpoint's feature extractor returns it.
@@ -531,34 +536,46 @@ class LaSCLModel(LaSCLPreTrainedModel):
             raise ValueError("Give exactly one of input_values, input_features and pooled_audio.")
         if pooled_audio is not None:
             return _full_precision(pooled_audio), None
-        inputs, states = input_values if input_features is None else input_features, None
-        groups = [] if with_states else groups_to_encode(self.audio_encoder, inputs, attention_mask, lengths)
-        drawn = draw(self.audio_encoder, inputs, attention_mask, lengths)
-        if groups:
-            pooled = self._pool_groups(inputs, attention_mask, drawn, groups)
-        else:
-            pooled, states = self._pool_rows(inputs, attention_mask, drawn, with_states)
+        inputs, encoder = input_values if input_features is None else input_features, self.audio_encoder
+        check_window(encoder, inputs, attention_mask)
+        groups = [] if with_states else groups_to_encode(encoder, inputs, attention_mask, lengths)
+        if self.config.audio_window == "utterance":
+            groups = groups or window_groups(encoder, inputs, attention_mask, lengths)
+        drawn = draw(encoder, inputs, attention_mask, lengths)
+        pool = partial(self._pool_groups, groups) if groups else self._pool_rows
+        pooled, states = pool(inputs, attention_mask, drawn, with_states)
         if not self.training and not self.takes_odd_audio:
             refuse_odd_audio(self.audio_encoder, inputs, attention_mask, pooled)
         return self.standardise(pooled), states
 
-    def _pool_groups(self, inputs, attention_mask, drawn, groups: list[tuple[list[int], int]]) -> torch.Tensor:
-        """(B, d_a), rows in their order: each group encoded alone, cut to its longest row, with what is drawn for
-        the whole batch."""
+    def _pool_groups(self, groups: list[tuple[list[int], int]], inputs, attention_mask, drawn, with_states=False):
+        """As `_pool_rows`, rows in their order: each group encoded alone, cut to its length, with what is drawn for the
+        whole batch. States end in zeros where others are longer."""
         encoder, device = self.audio_encoder, inputs.device
         order = [row for rows, _ in groups for row in rows]
         back = sorted(range(len(order)), key=order.__getitem__)
         # Not awaited: a GPU goes on with what it has.
         order, back = (torch.tensor(rows).to(device, non_blocking=True) for rows in (order, back))
         inputs, attention_mask, drawn = inputs[order], attention_mask[order], drawn.of_rows(order)
-        pooled, start = [], 0
+        mask_rate = attention_mask.shape[-1] // inputs.shape[-1]  # 1, but of Whisper's mask for samples
+        pooled, states, start = [], [], 0
         for rows, length in groups:
             part = slice(start, start + len(rows))
-            num_frames = int(encoder._get_feat_extract_output_lengths(max(length, samples_of_one_frame(encoder))))
-            given = inputs[part, :length], attention_mask[part, :length], drawn.of_rows(part, num_frames)
-            pooled.append(self._pool_rows(*given)[0])
+            one_frame = samples_of_one_frame(encoder) or 1
+            num_frames = int(encoder._get_feat_extract_output_lengths(max(length, one_frame)))
+            mask = attention_mask[part, : length * mask_rate]
+            found = self._pool_rows(inputs[part, ..., :length], mask, drawn.of_rows(part, num_frames), with_states)
+            pooled.append(found[0])
+            states.append(found[1])
             start = part.stop
-        return torch.cat(pooled)[back]
+        return torch.cat(pooled)[back], self._states_of_groups(states, back) if with_states else None
+
+    @staticmethod
+    def _states_of_groups(states: list[tuple[torch.Tensor, ...]], back: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of groups by rising length, (n, T_n, C) a layer each: (B, T, C) a layer, with zeros behind the shorter."""
+        longest = states[-1][0].shape[1]
+        filled = [[F.pad(state, (0, 0, 0, longest - state.shape[1])) for state in group] for group in states]
+        return tuple(torch.cat(layer)[back] for layer in zip(*filled))
 
     def _pool_rows(self, inputs, attention_mask, drawn, with_states=False):
         """(B, d_a), and all hidden states `with_states`. Paper unclear: how frames become one vector; we take the mean

@@ -242,13 +242,34 @@ def _largest_differences(path: Path, recogniser: Recogniser, utterances: list[np
     largest = []
     for start in range(0, len(utterances), CHECKED_AT_ONCE):
         batch = utterances[start : start + CHECKED_AT_ONCE]
-        expected = recogniser(batch)
+        with _hearing_whole_windows(recogniser):
+            expected = recogniser(batch)
         alone = zip(*(run([samples]) for samples in batch))
         for found in (run(batch), [np.concatenate(rows) for rows in alone]):
             largest.append([np.abs(ours - theirs).max() for ours, theirs in zip(found, expected)])
     # numpy's maximum keeps a NaN, which then is no difference below the tolerance.
     probabilities, embeddings = np.max(largest, axis=0)
     return float(probabilities), float(embeddings)
+
+
+@contextlib.contextmanager
+def _hearing_whole_windows(recogniser: Recogniser) -> Iterator[None]:
+    """As the graph does, whose shapes are fixed: also with a checkpoint whose `audio_window` is `utterance`."""
+    config = recogniser.model.config
+    before, config.audio_window = config.audio_window, "fixed"
+    try:
+        yield
+    finally:
+        config.audio_window = before
+
+
+def _change_by_whole_windows(recogniser: Recogniser, utterances: list[np.ndarray]) -> float | None:
+    """The largest in a probability, where the checkpoint itself hears no more than an utterance lasts; else `None`."""
+    if recogniser.model.config.audio_window == "fixed" or math.isinf(recogniser.max_duration_s):
+        return None
+    own = np.concatenate([recogniser([samples])[0] for samples in utterances])
+    with _hearing_whole_windows(recogniser):
+        return float(np.abs(own - np.concatenate([recogniser([samples])[0] for samples in utterances])).max())
 
 
 # ----------------------------------------------------------------------------------------------------------- the files
@@ -270,7 +291,8 @@ def export(
     `lengths` (B,) int64, how many samples of each row are signal; `label_embeds` (K, D) float32, any label words, if
     the checkpoint predicts with its label head. Outputs: `logits` (B, K) of the head that the checkpoint predicts with,
     whose softmax is a probability, and `audio_embeds` (B, D) of unit length. B, L and K are free; for Whisper L is at
-    most its window, and more is an error.
+    most its window, and more is an error. Shapes of the graph are fixed: a checkpoint whose `audio_window` is
+    `utterance` hears the whole window there, and by how much that changes its answers is stated.
 
     `folder` is there whole or, if anything fails, as it was before. An earlier export there is replaced.
 
@@ -317,6 +339,7 @@ def export(
         about = _describe(
             model,
             *_save_checked_graphs(model, staged, utterances, int8),
+            _change_by_whole_windows(model, utterances),
             num_utterances=len(utterances),
             audio="files" if check else "generated",
         )
@@ -405,6 +428,7 @@ def _describe(
     recogniser: Recogniser,
     differences: tuple[float, float],
     int8_differences: tuple[float, float] | None,
+    whole_window_change: float | None,
     *,
     num_utterances: int,
     audio: str,
@@ -449,6 +473,7 @@ def _describe(
             "max_probability_difference": differences[0],
             "max_embedding_difference": differences[1],
             "tolerance": TOLERANCE,
+            **({} if whole_window_change is None else {"whole_window_max_probability_change": whole_window_change}),
             **(
                 {}
                 if int8_differences is None
@@ -471,6 +496,13 @@ def _readme(about: dict) -> str:
         int8 = f"""
 `{INT8}` is the same with weights of 8 bits, and less exact: on the same audio it was up to
 {about["check"]["int8_max_probability_difference"]:.1e} from PyTorch in a probability.
+"""
+    window = ""
+    if "whole_window_max_probability_change" in about["check"]:
+        window = f"""
+The checkpoint hears no more than an utterance lasts; this file, whose shapes are fixed, always hears its whole window.
+On the audio that it was checked with that changed a probability by up to
+{about["check"]["whole_window_max_probability_change"]:.1e}.
 """
     if with_labels:
         words = f"""\
@@ -504,7 +536,7 @@ print(dict(zip(labels["labels"].tolist(), (weights / weights.sum()).tolist())))
 Several utterances at once are padded at the end to the longest; `lengths` keeps the padding out of every answer.
 
 {words}
-{int8}
+{window}{int8}
 `{ABOUT}` says what goes in and out, and by how much this file and PyTorch differed when it was written: at most
 {about["check"]["max_probability_difference"]:.1e} in a probability.
 """
@@ -556,6 +588,8 @@ def main(argv: list[str] | None = None):
         f"and alone: at most {found['max_probability_difference']:.1e} from PyTorch in a probability, "
         f"{found['max_embedding_difference']:.1e} in an embedding."
     )
+    if (change := found.get("whole_window_max_probability_change")) is not None:
+        print(f"It hears whole windows, which changes a probability of the checkpoint's by up to {change:.1e}.")
     if args.int8:
         print(
             f"{INT8}, {_size_mb(args.folder, INT8):.1f} MB: at most {found['int8_max_probability_difference']:.1e} "

@@ -200,9 +200,7 @@ def _answer_group(model: Recogniser, group: list[Recording], batch_size: int | N
         for samples in cut:
             pieces.append(samples)
             owners.append(number)
-    lengths_s = [len(samples) / model.sampling_rate for samples in pieces]
-    if math.isfinite(model.max_duration_s):  # Whisper computes its whole window, whatever is in it
-        lengths_s = [model.max_duration_s] * len(pieces)
+    lengths_s = [model.heard_s(len(samples) / model.sampling_rate) for samples in pieces]
     means = {number: _Mean() for number in owners}
     most = {"most_rows": batch_size or len(pieces), "most_s": math.inf if batch_size else _of_device(model, BATCH_S)}
     for bucket in length_buckets(lengths_s, **most):

@@ -136,6 +136,14 @@ class Recogniser:
         """What the paper trains on at most, 10 s; of Whisper all it hears."""
         return self.max_duration_s if math.isfinite(self.max_duration_s) else 10.0
 
+    def heard_s(self, duration_s: float) -> float:
+        """Seconds that the encoder computes for so long an audio alone: of Whisper its window, or, of a checkpoint with
+        `audio_window` utterance, the whole seconds that it lasts."""
+        if math.isinf(self.max_duration_s):
+            return duration_s
+        follows = self.model.config.audio_window == "utterance"
+        return min(max(math.ceil(duration_s), 1.0), self.max_duration_s) if follows else self.max_duration_s
+
     def too_short(self, duration_s: float) -> str:
         """What to say of audio shorter than `min_duration_s`."""
         return (
@@ -179,7 +187,7 @@ class Recogniser:
     def _answer(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(over="ignore", invalid="ignore"):  # of samples far too large, the answer is NaN
             inputs = extract_features(self.feature_extractor, audio)
-        lengths = [len(samples) for samples in audio] if "input_values" in inputs else None
+        lengths = inputs["attention_mask"].sum(dim=-1).tolist()  # here, so that no GPU is asked for them
         with _knowing_that_nothing_is_cut():
             outputs = self.model(**inputs.to(self.model.device), lengths=lengths)
         embeds = outputs.audio_embeds.cpu()  # (B, D)

@@ -197,7 +197,7 @@ def views_heard_once(run: PlannedRun, number: int) -> set[str]:
         config = AutoConfig.from_pretrained(audio_encoder, revision=recipe.audio_encoder_revision or "main")
         if not recipe.init_from:
             config = LaSCLConfig(audio_config=config, **recipe.model_config())
-        extractor = read_extractor(recipe, audio_encoder, window_of(recipe, run.corpus, fold))
+        extractor = read_extractor(recipe, audio_encoder, window_of(recipe, run.corpus, fold, audio_encoder))
     with torch.device("meta"):
         model = LaSCLModel(config)
     speech = training_data(recipe, run.corpus, everything_of(run.corpus), args, extractor)

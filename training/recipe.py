@@ -59,11 +59,14 @@ RECORDED = (
 WHEN_ABSENT = {
     "split_seed": lambda old: old.get("seed", 42),
     "contrastive_reduction": "mean",
+    "audio_window": "fixed",
 }
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
 CORPUS_FIELDS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
-FIXED_BY_WEIGHTS = ("projection_dim", "audio_layers", "audio_pooling", "standardise_audio", "text_pooling")
+FIXED_BY_WEIGHTS = (
+    *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "standardise_audio", "text_pooling"),
+)
 # Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
 # processes does): a run may be continued with other values.
 NOT_IDENTITY = {
@@ -196,6 +199,9 @@ class Recipe(Publishing):
         default="last", help="last; weighted: a learned sum of all layers; or some, concatenated, such as 1,2,3"
     )
     audio_pooling: str = HfArg(default="mean", help="mean or max over frames")
+    audio_window: str = HfArg(
+        default="fixed", help="what Whisper hears: fixed, its whole window, or utterance, no more than lasts"
+    )
     standardise_audio: bool = HfArg(default=False, help="centre and scale the pooled audio by the training utterances")
     text_pooling: str = HfArg(default="mean", help="mean over tokens, or first")
     freeze_feature_encoder: bool | None = HfArg(

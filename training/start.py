@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_se
 from lascl import LaSCLConfig, LaSCLForAudioClassification
 from lascl.data import Fold
 from lascl.data.folds import train_hashes
+from lascl.encoders_lascl import WHISPER_FRAMES_PER_S
 from lascl.modeling_lascl import LaSCLModel, save_text_encoder
 from lascl.training.lora import add_lora
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
@@ -197,7 +198,7 @@ def keep_text_encoder(name: str, run_dir: Path) -> str:
 def start_model(recipe: Recipe, corpus, fold: Fold, weights: Weights, seed: int) -> Start:
     """The model that a fold's training starts from; `seed` draws the projections and the classifier, which are new."""
     audio_encoder, text_encoder = weights
-    labels, window_s = corpus.features["label"].names, window_of(recipe, corpus, fold)
+    labels, window_s = corpus.features["label"].names, window_of(recipe, corpus, fold, audio_encoder)
     set_seed(seed)
     if recipe.init_from:
         audio_encoder = str(checkpoint_of_fold(audio_encoder, fold.number))
@@ -230,10 +231,18 @@ def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAu
     return model
 
 
-def window_of(recipe: Recipe, corpus, fold: Fold) -> int:
-    """Whisper's window: the longest clip it will be trained on, in whole seconds as its extractor counts."""
-    longest_s = max(corpus.select(fold.train)["duration_s"][:])
-    return math.ceil(min(longest_s, recipe.max_duration_s))
+def window_of(recipe: Recipe, corpus, fold: Fold, audio_encoder: str) -> int:
+    """Whisper's window, in whole seconds as its extractor counts. If it is heard whole (`audio_window` fixed), the
+    longest clip that it is trained on. If an utterance costs no more than it lasts, the recipe's limit, or all that the
+    encoder has: then nothing that is tested is cut by what was trained on, and all folds hear alike."""
+    if recipe.audio_window == "fixed" or recipe.init_from:  # of a checkpoint, it is there already
+        longest_s = max(corpus.select(fold.train)["duration_s"][:])
+        return math.ceil(min(longest_s, recipe.max_duration_s))
+    config = AutoConfig.from_pretrained(audio_encoder, revision=recipe.audio_encoder_revision or "main")
+    own_s = getattr(config, "max_source_positions", math.inf) // WHISPER_FRAMES_PER_S
+    longest_s = min(max(corpus["duration_s"][:]), recipe.max_duration_s)
+    # What is longer than the encoder's own is refused where the window is cut, as of a fixed one.
+    return math.ceil(max(longest_s, min(recipe.max_duration_s, own_s)))
 
 
 def read_extractor(recipe: Recipe, audio_encoder: str, window_s: int):
