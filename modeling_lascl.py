@@ -380,6 +380,12 @@ class LaSCLPreTrainedModel(PreTrainedModel):
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        lacked = {key.partition("audio_encoder.")[2] for key in loading_info["missing_keys"]}
+        if lacked.issuperset(name for name, _ in model.base_model.audio_encoder.named_parameters()):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds no weights of the audio encoder, as an intermediate checkpoint "
+                "of a frozen one: it is good for going on with that training alone. Load the fold's checkpoint/."
+            )
         model.base_model.start_missing(loading_info)
         model.base_model.freeze_constants()
         if pretrained_model_name_or_path is not None and not os.path.isdir(pretrained_model_name_or_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate.utils.memory import should_reduce_batch_size
 
 from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.digests import OtherWeights
 from lascl.training.run_directory import is_disk_full
 
 
@@ -33,9 +34,12 @@ def what_is_refused(error: BaseException) -> str | None:
 
 
 def what_ran_out(error: BaseException, folder: Path, args: LaSCLTrainingArguments | None = None) -> str | None:
-    """While training: the memory, if there are arguments to advise on, or the disk of `folder`."""
+    """While training: the memory, if there are arguments to advise on, the disk of `folder`, or frozen weights that an
+    interrupted fold was not trained on."""
     if args and should_reduce_batch_size(error):  # accelerate knows what an exhausted memory says, on every device
         return memory_advice(args)
+    if isinstance(error, OtherWeights):
+        return str(error)
     if is_disk_full(error):
         return (
             f"a file in {folder} could not be written: the disk is full ({str(error).splitlines()[0]}). "

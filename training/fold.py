@@ -144,6 +144,7 @@ def fit(start: Start, data: FoldData, args: LaSCLTrainingArguments, fold_dir: Pa
             data_collator=data.collate,
             processing_class=start.extractor,
         )
+        trainer.leaves_out_frozen = True  # they come from where they came from
         trainer.add_callback(MarkWholeCheckpoints())
         with PartialState().main_process_first():
             if PartialState().is_main_process:

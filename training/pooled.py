@@ -26,6 +26,7 @@ from lascl.data.checked_audio import file_stamp
 from lascl.data.dataset import class_indices
 from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel
 from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.digests import digest_of
 
 
 # What makes no view, of the settings and weights that surround one. All the rest is taken to make it: a setting that
@@ -128,7 +129,14 @@ def view_keys(
                 for name, value in model.config.to_dict().items()
                 if name not in NO_PART_OF_A_VIEW["configuration"]
             },
-            "weights": weights or _digest_of_weights(model),
+            "weights": weights
+            or digest_of(
+                {
+                    name: tensor
+                    for name, tensor in model.state_dict().items()
+                    if not name.startswith(NO_PART_OF_A_VIEW["weights"])
+                }
+            ),
             "precision": [
                 model.device.type,
                 torch.get_float32_matmul_precision(),
@@ -147,16 +155,6 @@ def _digest(content) -> str:
     """BLAKE2b, 128 bits, of JSON; `datasets` knows how to hash what JSON does not know, such as a transform."""
     text = json.dumps(content, sort_keys=True, default=Hasher.hash)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _digest_of_weights(model: LaSCLModel) -> str:
-    """Of names, types, shapes and values; a gigabyte takes about two seconds."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(NO_PART_OF_A_VIEW["weights"]):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -6,10 +6,13 @@ Letters: W processes, B_w rows of a batch on process w and B on all, K labels, D
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -24,7 +27,9 @@ from lascl.encoders_lascl import valid_lengths
 from lascl.evaluation import score
 from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.digests import OtherWeights, digest_of
 from lascl.training.gradient_cache import cached_forward
+from lascl.training.run_directory import write_json
 from lascl.training.stock_fields import refuse
 
 
@@ -36,6 +41,7 @@ except ImportError:  # Windows
 
 logger = logging.get_logger(__name__)
 MEL_FRAMES_PER_S = 100  # Whisper's
+LEFT_OUT = "left_out.json"  # in an intermediate checkpoint: a hash of the frozen weights that it goes without
 # Of use to a `compute_metrics` of one's own alone; stock itself refuses `batch_eval_metrics` without one.
 FOR_OTHER_METRICS = ("eval_do_concat_batches", "include_for_metrics")
 
@@ -63,6 +69,10 @@ class LaSCLTrainer(Trainer):
             data set than the validation; while training or scoring, labels that are not the numbers of classes, or that
             mean other words than the model's.
     """
+
+    # Whether intermediate checkpoints go without the audio encoder's frozen weights, which are those that this trainer
+    # began with. Such a checkpoint is good for going on here, and is no model for `from_pretrained`.
+    leaves_out_frozen = False
 
     def __init__(self, *args, **kwargs):
         check_indexed(inspect.signature(Trainer).bind_partial(*args, **kwargs).arguments.get("train_dataset"))
@@ -249,6 +259,41 @@ class LaSCLTrainer(Trainer):
     def _running_means(self) -> RunningMeans:
         # Looked up, because resuming puts a new one in the old one's place.
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, RunningMeans))
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Stock's, without what `leaves_out_frozen` leaves out; a hash of that goes along."""
+        left_out = self._left_out()
+        if left_out:
+            whole = self.model.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor for name, tensor in whole.items() if name not in left_out}
+        super()._save(output_dir, state_dict)
+        if left_out and self.args.should_save:
+            write_json(Path(output_dir or self.args.output_dir) / LEFT_OUT, {"weights": self._digest_of_left_out})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Stock's, over the frozen weights that are here: they must be those that the checkpoint was written beside."""
+        path = Path(resume_from_checkpoint) / LEFT_OUT
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["weights"] != self._digest_of_left_out:
+            raise OtherWeights(
+                f"{resume_from_checkpoint} was trained on top of another audio encoder than is loaded now: its weights "
+                "have changed since. Give that encoder again (pin it by audio_encoder_revision), or delete "
+                f"{path.parent.parent} to train the fold anew."
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result):
+        """Stock's; what was left out is not missed."""
+        missing = [name for name in load_result.missing_keys if name not in self._left_out()]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
+    def _left_out(self) -> dict[str, torch.Tensor]:
+        """The parameters that `leaves_out_frozen` leaves out, by name."""
+        named = self.model.named_parameters() if self.leaves_out_frozen else ()
+        return {name: tensor for name, tensor in named if "audio_encoder." in name and not tensor.requires_grad}
+
+    @cached_property
+    def _digest_of_left_out(self) -> str:
+        return digest_of(self._left_out())
 
     def create_optimizer(self, model=None):
         """The stock optimiser with `encoder_learning_rate` for the audio encoder and `learning_rate` for the rest;
