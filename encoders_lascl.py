@@ -103,6 +103,11 @@ def _adapt(encoder: PreTrainedModel) -> PreTrainedModel:
     first_norm = getattr(first, "layer_norm", None)
     if isinstance(first_norm, nn.GroupNorm) and not isinstance(first_norm, MaskedGroupNorm):
         first.layer_norm = MaskedGroupNorm.adopt(first_norm)
+    for layer in getattr(getattr(encoder, "feature_extractor", None), "conv_layers", None) or []:
+        convolution = layer.conv
+        plain = (convolution.padding, convolution.dilation, convolution.groups) == ((0,), (1,), 1)
+        if isinstance(getattr(layer, "layer_norm", None), nn.LayerNorm) and plain:
+            convolution.__class__ = ChannelsLastConv1d
     for layer in _before_convolutions(encoder):
         layer.valid_frames = None
         layer.register_forward_hook(_zero_padding)
@@ -195,6 +200,24 @@ class MaskedGroupNorm(nn.GroupNorm):
             centred = x - x @ share  # (B, C, T) - (B, C, 1)
             scale = torch.rsqrt(centred.square() @ share + self.eps) * self.weight[:, None]
             return (centred * scale + self.bias[:, None]).to(hidden_states.dtype)
+
+
+class ChannelsLastConv1d(nn.Conv1d):
+    """A convolution whose output lies in memory as (B, T, C), seen as (B, C, T); on a CPU alone.
+
+    The layers of WavLM-Large's, HuBERT-Large's and wav2vec2-large-lv60's front ends normalise over channels. Between
+    them stock turns the largest tensors of the whole model around, twice a layer; in this order nothing is copied. With
+    group norm it would be slower.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, L) to (B, C, T)."""
+        if x.device.type != "cpu" or has_no_values(x):
+            return super().forward(x)
+        if self.in_channels == 1:  # of one channel, no order can be told: as a matrix product it has the wanted one
+            windows = x[:, 0].unfold(-1, self.kernel_size[0], self.stride[0])  # (B, T, kernel)
+            return F.linear(windows, self.weight[:, 0], self.bias).transpose(1, 2)
+        return F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, (1, self.stride[0])).squeeze(2)
 
 
 class DroppableLayers(nn.ModuleList):

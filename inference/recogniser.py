@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoFeatureExtractor
 from lascl import LaSCLConfig, LaSCLForAudioClassification
 from lascl.data.features import extract_features
 from lascl.encoders_lascl import samples_of_one_frame
-from lascl.inference.channels_last import use_channels_last
 from lascl.inference.checkpoints import checkpoint_of
 
 
@@ -99,8 +98,6 @@ class Recogniser:
         known = set(trained) if model.config.label_template == template else set()
         untrained = [label for label in model.config.labels if label not in known]
         same = not untrained and len(known) == len(model.config.labels)
-        if torch.device(device).type == "cpu":
-            use_channels_last(model.lascl.audio_encoder)
         if dtype != torch.float32:
             _compute_in(model.lascl.audio_encoder, dtype)
         return cls(model.to(device), feature_extractor, None if same else list(trained), untrained)

@@ -8,7 +8,13 @@ from conftest import AUDIO_ENCODERS, CONVOLUTIONAL, recording
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor, WhisperModel
 
 from lascl import LaSCLForAudioClassification
-from lascl.encoders_lascl import MaskedGroupNorm, build_audio_encoder, encode_audio, load_audio_encoder
+from lascl.encoders_lascl import (
+    ChannelsLastConv1d,
+    MaskedGroupNorm,
+    build_audio_encoder,
+    encode_audio,
+    load_audio_encoder,
+)
 from lascl.training.random_encoders import save_random_audio_encoder
 
 
@@ -427,10 +433,10 @@ def test_adapted_weights_load_into_the_stock_encoder_and_answer_alike(family, au
         layers, mask = encode_audio(ours, inputs, None, all_layers=True)
         last, _ = encode_audio(ours, inputs, None, all_layers=False)
     assert mask.all()
-    assert (last - expected.last_hidden_state).abs().max() < 1e-6
+    assert (last - expected.last_hidden_state).abs().max() < 3e-6
     assert len(layers) == len(expected.hidden_states) == 3  # the embedding and two layers
     for layer, stock_layer in zip(layers, expected.hidden_states):
-        assert (layer - stock_layer).abs().max() < 1e-6
+        assert (layer - stock_layer).abs().max() < 3e-6
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -451,3 +457,20 @@ def test_half_precision_checkpoints_load_as_float32(dtype, audio_encoders, tmp_p
     before = load_audio_encoder(audio_encoders["hubert-group"]).state_dict()
     for name, value in encoder.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name].to(dtype).float().numpy())
+
+
+@pytest.mark.parametrize("family", WAVEFORM_FAMILIES)
+def test_convolutions_in_another_order_of_memory_have_stocks_values_and_gradients(family):
+    """Where the front end normalises over channels; group norm would be slower so."""
+    encoder = build_audio_encoder(AutoConfig.for_model(**AUDIO_ENCODERS[family])).double()
+    found = [module for module in encoder.modules() if isinstance(module, ChannelsLastConv1d)]
+    normalises_channels = AUDIO_ENCODERS[family].get("feat_extract_norm") == "layer" or family == "data2vec-audio"
+    assert len(found) == (len(CONVOLUTIONAL["conv_dim"]) if normalises_channels else 0)
+    for convolution in found:
+        x = torch.randn(2, convolution.in_channels, 57, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn_like(convolution(x))
+        outputs = [convolution(x), F.conv1d(x, convolution.weight, convolution.bias, convolution.stride)]
+        parameters = [x, *convolution.parameters()]
+        gradients = [torch.autograd.grad((output * weight).sum(), parameters) for output in outputs]
+        torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)

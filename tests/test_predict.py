@@ -14,12 +14,10 @@ import torch
 from conftest import AUDIO_ENCODERS, LABELS, RATE, read_csv, recording
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, predict
 from lascl.inference import Recogniser, files, outputs
-from lascl.inference.channels_last import ChannelsLastConv1d
 from lascl.inference.files import length_buckets
 from lascl.inference.finding import find_recordings
 from lascl.inference.outputs import annotation_names
@@ -693,22 +691,6 @@ def test_batches_are_of_like_length_and_within_limits(lengths_s, most_rows, most
         assert len(bucket) == 1 or (len(bucket) <= most_rows and len(bucket) * longest <= most_s)
     for before, after in itertools.pairwise(buckets):  # no batch could have taken the next one's first
         assert len(before) == most_rows or (len(before) + 1) * lengths_s[after[0]] > most_s
-
-
-@pytest.mark.parametrize("family", AUDIO_ENCODERS)
-def test_channels_last_answers_the_same(family, audio_encoders, text_encoder, tmp_path):
-    checkpoint = save_checkpoint(family, audio_encoders, text_encoder, tmp_path)
-    model = Recogniser.load(checkpoint, device="cpu")
-    convolutions = [module for module in model.model.modules() if isinstance(module, ChannelsLastConv1d)]
-    normalises_channels = AUDIO_ENCODERS[family].get("feat_extract_norm") == "layer" or family == "data2vec-audio"
-    assert len(convolutions) == (2 if normalises_channels else 0)
-    audio = [recording(seed, 0.1 + 0.1 * seed) for seed in range(3)]
-    found, _ = model(audio)
-    for samples, row in zip(audio, found):
-        assert row == pytest.approx(alone(checkpoint, samples), abs=1e-5)
-    for convolution in convolutions:
-        x = torch.randn(2, convolution.in_channels, 57)
-        assert torch.allclose(convolution(x), nn.Conv1d.forward(convolution, x), atol=1e-5)
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(checkpoint, monkeypatch):

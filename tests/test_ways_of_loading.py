@@ -195,7 +195,7 @@ def test_input_embeddings_are_the_convolution_that_audio_enters_by(family, check
             entrance = model.get_input_embeddings()
         except NotImplementedError as error:
             pytest.fail(str(error))
-        assert type(entrance) is torch.nn.Conv1d
+        assert isinstance(entrance, torch.nn.Conv1d)
         before, other = model(**speech(family)).audio_embeds, copy.deepcopy(entrance)
         model.set_input_embeddings(other)
         assert model.get_input_embeddings() is other and entrance.in_channels == (16 if family == "whisper" else 1)
