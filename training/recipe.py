@@ -154,6 +154,7 @@ class Recipe(Publishing):
         help="csv (your own manifest), emobox, hf, synthetic, iemocap, emodb, ravdess, ... (see the README)",
     )
     data_dir: str | None = HfArg(default=None, help="folder of the corpus, or the manifest of csv")
+    # Of a union HfArgumentParser reads typed text as its second member: hence `str` there.
     labels: dict[str, str] | str | list[str] | None = HfArg(
         default=None, help="those to keep, or corpus label -> word to learn, as JSON; by default all"
     )
