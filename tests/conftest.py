@@ -5,6 +5,7 @@ import csv
 import gc
 import os
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from accelerate.state import AcceleratorState
+from threadpoolctl import threadpool_limits
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lascl import load_corpus, make_folds, report
@@ -220,6 +222,10 @@ def _be_one_of_two(rank: int, nodes: int, port: str, function, arguments):
     local = {"LOCAL_RANK": str(rank if nodes == 1 else 0), "LOCAL_WORLD_SIZE": str(2 // nodes)}
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", **local, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # A fork has no other thread of its parent's: a second one would wait for them for ever.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    threadpool_limits(1)
     AcceleratorState._reset_state(reset_partial_state=True)  # the tests' process is alone, its children are not
     function(*arguments)
 
@@ -232,7 +238,14 @@ def in_two_processes(function, *arguments, nodes: int = 1):
     """
     start = "spawn" if torch.cuda.is_available() else "fork"
     given = (nodes, free_port(), function, arguments)
-    torch.multiprocessing.start_processes(_be_one_of_two, given, nprocs=2, start_method=start)
+    both = torch.multiprocessing.start_processes(_be_one_of_two, given, nprocs=2, join=False, start_method=start)
+    deadline = time.monotonic() + 240
+    try:
+        while not both.join(timeout=5):  # raises what one of them raised
+            assert time.monotonic() < deadline, f"{function.__name__} in two processes did not end in 240 s"
+    finally:
+        for process in both.processes:
+            process.kill()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
