@@ -66,7 +66,8 @@ class LaSCLConfig(PretrainedConfig):
             `"last"`: the last hidden state (eq. 1); `"weighted"`: a learned softmax-weighted sum of all layers; or
             numbers of hidden states such as `"1,2,3"` (0 is the embedding), pooled each for itself and concatenated.
         audio_pooling (`str`, *optional*, defaults to `"mean"`):
-            How frames become one vector: `"mean"` or `"max"`, over valid frames only.
+            How frames become one vector, over valid frames only: `"mean"`, `"max"`, or `"mean_std"`, the mean and the
+            standard deviation side by side.
         audio_window (`str`, *optional*, defaults to `"fixed"`):
             What a Whisper encoder hears of an utterance: `"fixed"`, always its whole window, silence behind the
             utterance included; or `"utterance"`, the last second that has signal and all before it (at least 1 s, at
@@ -216,7 +217,8 @@ class LaSCLConfig(PretrainedConfig):
     @property
     def pooled_size(self) -> int:
         """Width of the pooled audio."""
-        return self.audio_config.hidden_size * max(1, len(self.audio_layer_numbers))
+        vectors = 2 if self.audio_pooling == "mean_std" else 1
+        return vectors * self.audio_config.hidden_size * max(1, len(self.audio_layer_numbers))
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, without names of folders: it is saved, and they tell of the author's computer, and on
@@ -237,7 +239,7 @@ class LaSCLConfig(PretrainedConfig):
     def validate_architecture(self):
         """Checks every field and the combinations that would leave the chosen prediction head untrained."""
         for field, allowed in (
-            ("audio_pooling", ("mean", "max")),
+            ("audio_pooling", ("mean", "max", "mean_std")),
             ("audio_window", ("fixed", "utterance")),
             ("text_pooling", ("mean", "first")),
             ("contrastive_reduction", REDUCTIONS),

@@ -14,7 +14,7 @@ import copy
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -268,6 +268,20 @@ def masked_max(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return _full_precision(x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min).amax(dim=1))
 
 
+def masked_mean_std(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, 2 C): mean and standard deviation (of the frames as they are, not as a sample) of `x` (B, T, C) over the
+    positions where `mask` (B, T) is true, in float32 (float64 for float64 input). A feature that does not vary has
+    deviation 0 with gradient 0; so has a row with one position, or none."""
+    mean = masked_mean(x, mask)  # (B, C)
+    variance = masked_mean((_full_precision(x) - mean[:, None]).square(), mask)
+    varies = variance > 0
+    std = torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0)
+    return torch.cat([mean, std], dim=-1)
+
+
+POOLINGS = {"mean": masked_mean, "max": masked_max, "mean_std": masked_mean_std}
+
+
 class LaSCLProjection(nn.Module):
     """Two linear layers with GELU in between (eq. 3): (B, input_dim) to (B, D), in the precision of their weights.
     Paper unclear: the width in between; we take D."""
@@ -464,16 +478,24 @@ class LaSCLModel(LaSCLPreTrainedModel):
             self.audio_encoder.eval()
         return self
 
-    def set_pooled_statistics(self, pooled: torch.Tensor):
+    def set_pooled_statistics(self, pooled: torch.Tensor | Iterable[torch.Tensor]):
         """Takes mean and standard deviation of (N, d_a) pooled audio, as `forward` gives it before this was called, for
-        `standardise_audio`. A feature that never varies is only centred.
+        `standardise_audio`; of a large N part by part (n, d_a). A feature that never varies is only centred.
 
         Raises:
             ValueError: a model without `standardise_audio`.
         """
         if not self.config.standardise_audio:
             raise ValueError("This model does not standardise its audio; build it with standardise_audio=True.")
-        mean, std = pooled.double().mean(dim=0), pooled.double().std(dim=0, correction=0)
+        count, mean, variance = 0, 0.0, 0.0
+        for part in [pooled] if isinstance(pooled, torch.Tensor) else pooled:
+            part = part.double()
+            count += len(part)
+            share, difference = len(part) / count, part.mean(dim=0) - mean
+            variance = (1 - share) * variance + share * part.var(dim=0, correction=0)
+            variance = variance + share * (1 - share) * difference.square()
+            mean = mean + share * difference
+        std = variance.sqrt()
         self.pooled_mean.copy_(mean)
         self.pooled_std.copy_(torch.where(std > 0, std, 1.0))
 
@@ -593,7 +615,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         if weighted:
             share = self.layer_weights.softmax(dim=0)
             hidden = sum(weight * layer for weight, layer in zip(share, hidden))  # (B, T, d_a)
-        pool = masked_max if self.config.audio_pooling == "max" else masked_mean
+        pool = POOLINGS[self.config.audio_pooling]
         if numbers:
             pooled = torch.cat([pool(hidden[number], mask) for number in numbers], dim=-1)
         else:

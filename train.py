@@ -28,7 +28,15 @@ from lascl.hub.card import fold_card
 from lascl.hub.publish import BackgroundPublisher
 from lascl.report import write_report
 from lascl.training.exits import exits_in_a_sentence, what_is_refused, what_ran_out
-from lascl.training.fold import clip_limit_s, everything_of, fit, fold_data, save_fold, training_cost
+from lascl.training.fold import (
+    clip_limit_s,
+    everything_of,
+    fit,
+    fold_data,
+    known_views,
+    save_fold,
+    training_cost,
+)
 from lascl.training.prediction import predict_fold
 from lascl.training.prepare import begin_run, check_batches_of_folds, divide, read_corpus
 from lascl.training.protocol import announcement, note_begun
@@ -91,7 +99,7 @@ def cross_validate(
         if PartialState().is_main_process:
             note_begun(run_dir, corpus, fold)
         extractor, cost = train_fold(recipe, corpus, fold, fold_dir, weights, view_cache)
-        evaluate_fold(recipe, corpus, fold, fold_dir, extractor, cost)
+        evaluate_fold(recipe, corpus, fold, fold_dir, extractor, cost, view_cache)
         if publisher:
             publisher.add(fold.number)
         PartialState().wait_for_everyone()
@@ -113,14 +121,18 @@ def train_fold(
     return start.extractor, training_cost(trainer, data)
 
 
-def evaluate_fold(recipe: Recipe, corpus, fold: Fold, fold_dir: Path, extractor, cost: dict[str, float]):
+def evaluate_fold(
+    recipe: Recipe, corpus, fold: Fold, fold_dir: Path, extractor, cost: dict[str, float], view_cache: dict
+):
     """Writes what the saved checkpoint says of the fold's test, and its scores."""
+    args = recipe.training_arguments(fold_dir.parent)
     rows, geometry = predict_fold(
         fold_dir / "checkpoint",
         corpus,
         fold,
         max_duration_s=clip_limit_s(recipe, extractor),
-        batch_size=recipe.training_arguments(fold_dir.parent).per_device_eval_batch_size,
+        batch_size=args.per_device_eval_batch_size,
+        known=partial(known_views, recipe, corpus, args, view_cache),
     )
     if PartialState().is_main_process:
         write_csv(fold_dir / "predictions.csv", rows)

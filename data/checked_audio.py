@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,11 +31,28 @@ def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = N
     Returns:
         For each path, as a string, its length in seconds, or a sentence that names the file and the remedy.
     """
+    return _remembered(paths, "lascl-checked-audio", cache_dir, _decode, "Checking audio")
+
+
+def content_hashes(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, str]:
+    """BLAKE2b, 128 bits, of what is in each file, by path as a string: a copy elsewhere has the same. Remembered as in
+    `check_audio`.
+
+    Raises:
+        OSError: a file that cannot be read.
+    """
+    found = _remembered(paths, "lascl-hashed-audio", cache_dir, _content_hash, "Hashing audio")
+    return {path: hashed[0] for path, hashed in found.items()}
+
+
+def _remembered(paths, name: str, cache_dir: str | Path | None, compute: Callable[[str], object], told: str) -> dict:
+    """What is computed of each file, or was, of the same path, size and modification time. A string, which says what is
+    wrong with a file, is not remembered."""
     paths = [str(path) for path in paths]
-    store = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "lascl-checked-audio")
+    store = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / name)
     store.mkdir(parents=True, exist_ok=True)
     # One file for each set of folders: corpora do not rewrite each other's.
-    folders = "\n".join(sorted({os.path.dirname(path) for path in paths}))
+    folders = "\n".join([name, *sorted({os.path.dirname(path) for path in paths})])
     memory = store / f"{hashlib.blake2b(folders.encode(), digest_size=16).hexdigest()}.json"
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
@@ -46,9 +63,9 @@ def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = N
     sound = {path for path, (stamp, found) in known.items() if stamp == stamps.get(path) and not isinstance(found, str)}
     new = [path for path, stamp in stamps.items() if stamp is None or path not in sound]
     if new:
-        # Decoding happens outside Python's lock: threads are enough, and cost no start-up.
+        # Decoding and hashing happen outside Python's lock: threads are enough, and cost no start-up.
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            found = list(tqdm(pool.map(_decode, new), total=len(new), desc="Checking audio", disable=len(new) < 1000))
+            found = list(tqdm(pool.map(compute, new), total=len(new), desc=told, disable=len(new) < 1000))
         known |= {path: [stamps[path], result] for path, result in zip(new, found)}
         temporary = memory.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(known), encoding="utf-8")
@@ -70,3 +87,8 @@ def _decode(path: str) -> float | str:
         return decoded_duration_s(path)
     except (ValueError, OSError) as error:
         return str(error)
+
+
+def _content_hash(path: str) -> list[str]:
+    with open(path, "rb") as file:
+        return [hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]

@@ -160,7 +160,7 @@ def measure(run: PlannedRun) -> tuple[float, float, int] | str:
         "utterances_per_class": None,
         "bucket_by_length": False,
     }
-    changed["report_to"] = "none"
+    changed["report_to"], recipe.views_gb = "none", 0.0  # encoding is measured, and nothing of it kept
     recipe.selection, recipe.training = "last", {**recipe.training, **changed}
     with tempfile.TemporaryDirectory() as scratch:
         measured = copy.copy(run)

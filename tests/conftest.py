@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lascl import load_corpus, make_folds, report
 from lascl.evaluation.figures import draw_figures
+from lascl.training import fold
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 
 
@@ -37,6 +38,15 @@ LONGEST = [
 def pytest_collection_modifyitems(items):
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fresh_views(tmp_path_factory):
+    """No run finds what another test's encoder made of the same audio, unless it is told where to look."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold, "default_folder", lambda: tmp_path_factory.mktemp("views"))
+        patch.setenv("HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))  # of what runs in a process of its own
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

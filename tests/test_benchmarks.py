@@ -417,3 +417,25 @@ def test_quantised(load, tmp_path, audio_encoders, text_encoder, emodb_like):
     for measured in found["ways"].values():
         assert measured["of"] == 70 and 0 <= measured["same"] <= 70 and 0 <= measured["near"] <= 1
     assert found["ways"]["float32"] == {"same": 70, "of": 70, "largest_difference": 0, "near": 1}
+
+
+def test_windows(load, tmp_path, audio_encoders):
+    few = {"WINDOW_S": 2, "CLIP_S": 0.4, "NUM_CLIPS": 4, "ROWS_A_STEP": 2, "ROUNDS": 2}
+    load("windows", **few).main(["--audio_encoder", audio_encoders["whisper"]])
+    found = checked_table(tmp_path, "windows", 3)
+    assert found["difference"] <= 1e-5
+    for measured in found["measured"].values():
+        assert len(measured["ratio"]) == 2 and all(ratio > 0 for ratio in measured["ratio"])
+
+
+def test_answers_that_depend_on_the_batch_are_refused_there(load, audio_encoders, monkeypatch):
+    module = load("windows", WINDOW_S=2)
+    answer = module.Recogniser.__call__
+
+    def wrong(self, audio):
+        probabilities, embeds = answer(self, audio)
+        return probabilities + 1e-3 * len(audio), embeds
+
+    monkeypatch.setattr(module.Recogniser, "__call__", wrong)
+    with pytest.raises(SystemExit, match="differs by 0.005 alone and in a batch"):
+        module.main(["--audio_encoder", audio_encoders["whisper"]])

@@ -62,7 +62,7 @@ def labelled(*labels):
         ("audio_layers", "first", "audio_layers must be last, weighted or numbers such as 1,2,3; found 'first'"),
         ("audio_layers", "1,,2", "audio_layers must be last, weighted or numbers such as 1,2,3; found '1,,2'"),
         ("audio_layers", "-1", "audio_layers must be last, weighted or numbers such as 1,2,3; found '-1'"),
-        ("audio_pooling", "sum", "audio_pooling must be one of mean, max; found 'sum'"),
+        ("audio_pooling", "sum", "audio_pooling must be one of mean, max, mean_std; found 'sum'"),
         ("audio_window", "whole", "audio_window must be one of fixed, utterance; found 'whole'"),
         ("text_pooling", "cls", "text_pooling must be one of mean, first; found 'cls'"),
         ("prediction_head", "labels", "prediction_head must be one of label, classifier; found 'labels'"),

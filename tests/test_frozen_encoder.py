@@ -166,9 +166,9 @@ def test_folds_share_what_the_encoder_made_of_the_audio(recipe, one_process, tmp
     """All recordings are in both folds: the second encodes none, and ends as it does alone."""
     counts, real = [], embed_views
 
-    def counted(model, speech, collator, encoded, args):
+    def counted(model, speech, collator, encoded, *rest):
         before = len(encoded)
-        blocks = real(model, speech, collator, encoded, args)
+        blocks = real(model, speech, collator, encoded, *rest)
         counts.append(len(encoded) - before)
         return blocks
 

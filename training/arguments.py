@@ -21,8 +21,8 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`,
     `bucket_by_length`, `utterances_per_class`, `contrastive_chunk_size`, `contrastive_chunk_s`,
-    `augmentation_period`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the audio encoder),
-    `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps),
+    `augmentation_period`, `augmentation_seed`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the
+    audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps),
     `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch),
     `save_total_limit` (2), `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where
     they stopped), `dataloader_pin_memory` (where there is a GPU), `ddp_find_unused_parameters` (true, also with
@@ -71,6 +71,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     augmentation_period: int | None = field(
         default=None,
         metadata={"help": "Augmented views repeat after so many epochs; a frozen encoder hears each but once."},
+    )
+    augmentation_seed: int | None = field(
+        default=None, metadata={"help": "Draws the augmentations; by default seed does."}
     )
     contrastive_chunk_size: int | None = field(
         default=None, metadata={"help": "Utterances a process embeds at once: same gradients, less memory."}

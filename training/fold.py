@@ -20,12 +20,13 @@ from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
-from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
+from lascl.training.pooled import PooledDataset, collate_pooled, embed_views, parts_of, standardiser, view_keys
 from lascl.training.recipe import Recipe
 from lascl.training.run_directory import link_or_copy, write_json
 from lascl.training.start import Start
 from lascl.training.trackers import tracked
 from lascl.training.trainer import LaSCLTrainer
+from lascl.training.views import GB, ViewStore, default_folder
 
 
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
@@ -72,12 +73,11 @@ def fold_data(
     if is_encoded_once(recipe, train):
         everything = training_data(recipe, corpus, everything_of(corpus), args, extractor)
         began = time.monotonic()
-        blocks = embed_views(model.to(args.device), everything, collator, view_cache, args)
+        blocks = embed_views(model.to(args.device), everything, collator, view_cache, args, view_store(recipe))
         cost = {"encoding_s": time.monotonic() - began}
         if takes_statistics:
-            model.lascl.set_pooled_statistics(PooledDataset(everything, fold.train, blocks, num_views=1).pooled[0, 0])
-        standardise = model.lascl.standardise if takes_statistics else None
-        pooled = partial(PooledDataset, everything, blocks=blocks, transform=standardise)
+            model.lascl.set_pooled_statistics(parts_of(blocks[0, 0], fold.train))
+        pooled = partial(PooledDataset, everything, blocks=blocks, transform=standardiser(model.lascl))
         train = pooled(fold.train, num_views=train.num_views)
         return FoldData(
             train, {name: pooled(rows, num_views=1) for name, rows in watched.items()}, collate_pooled, cost
@@ -99,13 +99,32 @@ def training_data(recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArgumen
         augmentation=args.augmentation,
         num_views=args.num_views,
         augmentation_period=args.augmentation_period,
-        seed=args.seed,
+        seed=args.seed if args.augmentation_seed is None else args.augmentation_seed,
     )
 
 
 def everything_of(corpus) -> Fold:
     """All utterances as a training side, and nothing held out: fold 0."""
     return Fold(0, list(range(len(corpus))), [])
+
+
+def view_store(recipe: Recipe) -> ViewStore | None:
+    """Where views are kept on disk, if they are."""
+    return ViewStore(recipe.views_dir or default_folder(), recipe.views_gb * GB) if recipe.views_gb else None
+
+
+def known_views(
+    recipe: Recipe, corpus, args: LaSCLTrainingArguments, view_cache: dict, model, extractor, rows: list[int]
+) -> PooledDataset | None:
+    """The clean views of these rows as pooled audio, if it is known what the frozen encoder of this model, which was
+    loaded again, makes of them; else `None`: it has to hear them."""
+    speech = training_data(recipe, corpus, everything_of(corpus), args, extractor)
+    if not is_encoded_once(recipe, speech):
+        return None
+    block = view_cache.get(view_keys(model.lascl, speech, extractor)[0, 0])
+    if block is None:
+        return None
+    return PooledDataset(speech, rows, {(0, 0): block}, num_views=1, transform=standardiser(model.lascl))
 
 
 def clip_limit_s(recipe: Recipe, extractor) -> float:

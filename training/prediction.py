@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -9,22 +10,33 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor
 
 from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.evaluation.results import PROBABILITY
 from lascl.modeling_lascl import LaSCLForAudioClassification
+from lascl.training.pooled import collate_pooled
 
 
 def predict_fold(
-    checkpoint: str | Path, corpus: datasets.Dataset, fold: Fold, *, max_duration_s: float, batch_size: int
+    checkpoint: str | Path,
+    corpus: datasets.Dataset,
+    fold: Fold,
+    *,
+    max_duration_s: float,
+    batch_size: int,
+    known: Callable[..., Dataset | None] | None = None,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """Predicts the test utterances of a fold with a saved checkpoint, loaded again, in float32.
 
     With several processes each predicts its share; every utterance is predicted exactly once, and every process
     returns all rows, in the order of the corpus.
+
+    Args:
+        known: of model, feature extractor and rows, the pooled audio of these, a data set for `collate_pooled`, or
+            `None` where the model has to hear them.
 
     Returns:
         The evidence and the geometry. One row an utterance: `id`, `speaker`, `reference`, `prediction` (the model's
@@ -42,7 +54,9 @@ def predict_fold(
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
     rows = fold.test[state.process_index :: state.num_processes]
     dataset = SpeechDataset(corpus, rows, sampling_rate=extractor.sampling_rate, max_duration_s=max_duration_s)
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=SpeechCollator(extractor))
+    pooled = known(model, extractor, rows) if known else None
+    collate = SpeechCollator(extractor) if pooled is None else collate_pooled
+    loader = DataLoader(dataset if pooled is None else pooled, batch_size=batch_size, collate_fn=collate)
     labels, predicted, embeds = model.config.labels, [], []
     names, tested = dataset.label_names, corpus.select(fold.test)["label"][:]
     foreign = sorted({names[number] for number in tested} - set(labels))

@@ -41,6 +41,7 @@ DEFAULT_RECIPE = "quickstart"
 RECORDED = (
     "augmentation",
     "augmentation_period",
+    "augmentation_seed",
     "bucket_by_length",
     "encoder_learning_rate",
     "global_batch_size",
@@ -60,6 +61,7 @@ WHEN_ABSENT = {
     "split_seed": lambda old: old.get("seed", 42),
     "contrastive_reduction": "mean",
     "audio_window": "fixed",
+    "augmentation_seed": lambda old: old.get("seed", 42),
 }
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
 CORPUS_FIELDS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
@@ -112,6 +114,7 @@ class Publishing:
 
 
 HUB = tuple(field.name for field in dataclasses.fields(Publishing))
+WHERE_VIEWS_ARE_KEPT = ("views_dir", "views_gb")
 
 
 @dataclass
@@ -146,6 +149,8 @@ class Recipe(Publishing):
         lora_rank: above 0, the audio encoder is fine-tuned through low-rank adapters, see `lascl.training.lora`.
         push_to_hub, hub_model_id, hub_private_repo, hub_main, publish_text_encoder: of `Publishing`; not kept in
             `recipe.yaml`.
+        views_dir, views_gb: where what a frozen encoder made of each view is kept, by default in the Hugging Face
+            cache, and how much of it at most, in GB; 0 keeps nothing on disk. Not kept in `recipe.yaml`.
         The others: fields of `LaSCLConfig`, with its defaults. `training` is filled by `parse_recipe`.
     """
 
@@ -199,7 +204,7 @@ class Recipe(Publishing):
     audio_layers: str = HfArg(
         default="last", help="last; weighted: a learned sum of all layers; or some, concatenated, such as 1,2,3"
     )
-    audio_pooling: str = HfArg(default="mean", help="mean or max over frames")
+    audio_pooling: str = HfArg(default="mean", help="mean, max, or mean_std (side by side) over frames")
     audio_window: str = HfArg(
         default="fixed", help="what Whisper hears: fixed, its whole window, or utterance, no more than lasts"
     )
@@ -220,6 +225,10 @@ class Recipe(Publishing):
     lora_rank: int = HfArg(
         default=0, help="fine-tune the audio encoder by LoRA of this rank (needs peft); 0 trains all its weights"
     )
+    views_dir: str | None = HfArg(
+        default=None, help="where a frozen encoder's views are kept; by default in the Hugging Face cache"
+    )
+    views_gb: float = HfArg(default=20.0, help="of them at most so many GB are kept; 0: none; see lascl-views")
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -252,6 +261,8 @@ class Recipe(Publishing):
             )
         if self.selection == "best_validation" and self.validation == "none":
             raise ValueError("selection best_validation needs validation: session, speaker or manifest.")
+        if not self.views_gb >= 0:
+            raise ValueError(f"views_gb must be at least 0; found {self.views_gb}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be at least 0; found {self.lora_rank}.")
         if self.lora_rank and self.freeze_audio_encoder:
@@ -306,10 +317,15 @@ class Recipe(Publishing):
     def to_dict(self) -> dict:
         """The recipe as it would stand in a YAML file, with every default that decides a run written out; without the
         fields of publishing."""
-        recipe = {name: value for name, value in dataclasses.asdict(self).items() if name not in HUB}
+        left_out = (*HUB, *WHERE_VIEWS_ARE_KEPT)
+        recipe = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
         training = recipe.pop("training")
         recorded = {f.name: f.default for f in dataclasses.fields(LaSCLTrainingArguments) if f.name in RECORDED}
-        return {**recipe, **recorded, **training}
+        whole = {**recipe, **recorded, **training}
+        return {
+            **whole,
+            "augmentation_seed": whole["seed"] if whole["augmentation_seed"] is None else whole["augmentation_seed"],
+        }
 
 
 def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:

@@ -1,0 +1,206 @@
+"""What frozen encoders made of audio, kept on disk and found again by every run, fold, variant and study.
+
+A block is the pooled audio (N, d_a) of N utterances in one view. Its name, of `lascl.training.pooled.view_keys`,
+follows from all that makes it; `NAME.npy` holds it, and `NAME.json`, which is written last, its size and checksum.
+
+    lascl-views             says what is kept, and how much that is
+    lascl-views --empty     deletes it
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import mmap
+import os
+import re
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from huggingface_hub import cached_assets_path
+from transformers.utils import logging
+
+from lascl.console import unless_pipe_closes
+from lascl.training.run_directory import write_json
+
+
+logger = logging.get_logger(__name__)
+GB = 10**9
+# Blocks, their checksums, the locks under which they are made, and what a process left that was killed meanwhile.
+OURS = re.compile(r"[0-9a-f]{32}\.(npy|json|lock)|\.[0-9a-f]{32}\.(npy|json)\.\d+")
+ABANDONED_AFTER_S = 3600.0  # a file to which nothing was written for so long
+READ_AT_ONCE = 2**24  # bytes, to check a file
+MAPPED_AT_MOST = 2**27  # bytes of rows that were read, after which a file's pages are let go
+
+
+def default_folder() -> Path:
+    """In the Hugging Face cache, where libraries keep what is not downloaded."""
+    return cached_assets_path("lascl", namespace="views")
+
+
+class Block:
+    """(N, d_a) float32 in a file that is mapped into memory: only the rows that are asked for are read, and pages that
+    were read are let go again, so that a block takes no memory to speak of, however large it is."""
+
+    def __init__(self, path: str | Path):
+        self.path, self.array, self.read_bytes = Path(path), np.load(path, mmap_mode="r"), 0
+
+    def __len__(self):
+        return len(self.array)
+
+    def __reduce__(self):
+        return Block, (self.path,)
+
+    def __getitem__(self, rows: int | Sequence[int]) -> torch.Tensor:
+        """(d_a,) of a row, or (n, d_a) of several: a copy."""
+        found = torch.from_numpy(np.array(self.array[rows]))
+        self.read_bytes += found.nbytes
+        if self.read_bytes > MAPPED_AT_MOST and hasattr(mmap, "MADV_DONTNEED"):
+            self.array._mmap.madvise(mmap.MADV_DONTNEED)
+            self.read_bytes = 0
+        return found
+
+
+class ViewStore:
+    """Blocks by name in a folder. Several processes may use it at once: a file is whole or absent, and who needs what
+    another makes waits for it.
+
+    Args:
+        folder: is made if need be.
+        most_bytes: beyond this, what was not used for longest is deleted, also while others still read it (their
+            system keeps it for them).
+    """
+
+    def __init__(self, folder: str | Path, most_bytes: float):
+        self.folder, self.most_bytes = Path(folder), most_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def find(self, key: str) -> Block | None:
+        """The block of this name; `None` if there is none. One that is damaged is deleted, so that it is made anew."""
+        path, about = self.folder / f"{key}.npy", self.folder / f"{key}.json"
+        try:
+            told = json.loads(about.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            told = {}
+        try:
+            if told.get("size") == path.stat().st_size and told.get("crc32") == _checksum(path):
+                block = Block(path)
+                os.utime(about)  # used now
+                return block
+        except (OSError, ValueError):
+            pass
+        logger.warning(f"{path} is damaged: what it held is encoded anew.")
+        self._delete(key)
+        return None
+
+    def making(self, key: str) -> FileLock:
+        """Held while a block is made: another process that wants it waits, and finds it."""
+        return FileLock(self.folder / f"{key}.lock")
+
+    @contextlib.contextmanager
+    def writing(self, key: str, num_rows: int, width: int) -> Iterator[Callable[[Sequence[int], torch.Tensor], None]]:
+        """What takes numbers of rows and (n, width) of their content, each row once; at the end the block is there."""
+        temporary = self.folder / f".{key}.npy.{os.getpid()}"
+        try:
+            with open(temporary, "wb") as file:
+                shape = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
+                np.lib.format.write_array_header_1_0(file, shape)
+                start, num_written = file.tell(), 0
+
+                def write(rows: Sequence[int], content: torch.Tensor):
+                    nonlocal num_written
+                    for row, values in zip(rows, content.numpy().astype("<f4", copy=False), strict=True):
+                        file.seek(start + 4 * width * row)
+                        file.write(values.tobytes())
+                        num_written += 1
+
+                yield write
+                if num_written != num_rows:
+                    raise RuntimeError(f"{num_written} of {num_rows} rows were encoded.")
+                file.flush()
+                os.fsync(file.fileno())
+            about = {"size": temporary.stat().st_size, "crc32": _checksum(temporary), "shape": [num_rows, width]}
+            os.replace(temporary, self.folder / f"{key}.npy")
+            write_json(self.folder / f"{key}.json", about)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def blocks(self) -> list[tuple[float, int, str]]:
+        """When each block was last used, its bytes and its name; the longest ago first."""
+        found = []
+        for about in self.folder.glob("*.json"):
+            with contextlib.suppress(OSError):  # deleted beside us
+                if OURS.fullmatch(about.name):
+                    found.append((about.stat().st_mtime, about.with_suffix(".npy").stat().st_size, about.stem))
+        return sorted(found)
+
+    def shrink(self):
+        """Deletes what was not used for longest until the rest is within the bound."""
+        blocks = self.blocks()
+        total = sum(size for _, size, _ in blocks)
+        for _, size, key in blocks:
+            if total <= self.most_bytes:
+                return
+            self._delete(key)
+            total -= size
+
+    def empty(self):
+        """Deletes every block, and what killed processes left; no other file, and none that is being written."""
+        for path in list(self.folder.iterdir()):
+            with contextlib.suppress(OSError):  # deleted beside us, or read by somebody, on Windows
+                is_written = path.name.startswith(".") and time.time() - path.stat().st_mtime < ABANDONED_AFTER_S
+                if OURS.fullmatch(path.name) and not is_written:
+                    path.unlink()
+
+    def _delete(self, key: str):
+        for ending in ("json", "npy"):  # in this order: what has no checksum is not taken for a block
+            with contextlib.suppress(PermissionError):  # of a file that somebody reads, on Windows
+                (self.folder / f"{key}.{ending}").unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file, which finds what a disk or a copy did to it."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while part := file.read(READ_AT_ONCE):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+@unless_pipe_closes
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(
+        prog="lascl-views",
+        description="Says what is kept of what frozen encoders made of audio, or deletes it: then it is encoded anew "
+        "when it is needed.",
+    )
+    parser.add_argument("--views_dir", type=Path, help="of runs that have one; by default the Hugging Face cache's")
+    parser.add_argument("--empty", action="store_true", help="delete it")
+    options = parser.parse_args(argv)
+    if options.views_dir and not options.views_dir.is_dir():
+        print(f"lascl-views: there is no folder {options.views_dir}.", file=sys.stderr)
+        sys.exit(2)
+    store = ViewStore(options.views_dir or default_folder(), float("inf"))
+    blocks = store.blocks()
+    total_gb = sum(size for _, size, _ in blocks) / GB
+    kept = f"{len(blocks)} block{'' if len(blocks) == 1 else 's'} of views, {total_gb:.2f} GB"
+    if options.empty:
+        store.empty()
+        print(f"{store.folder}: deleted {kept}.")
+        return
+    print(f"{store.folder}: {kept}.")
+    for used, size, key in reversed(blocks):
+        print(f"{key}  {size / GB:8.3f} GB  last used {time.strftime('%Y-%m-%d %H:%M', time.localtime(used))}")
+
+
+if __name__ == "__main__":
+    main()
