@@ -37,7 +37,9 @@ GB = 10**9
 OURS = re.compile(r"[0-9a-f]{32}\.(npy|json|lock)|\.[0-9a-f]{32}\.(npy|json)\.\d+")
 ABANDONED_AFTER_S = 3600.0  # a file to which nothing was written for so long
 READ_AT_ONCE = 2**24  # bytes, to check a file
-MAPPED_AT_MOST = 2**27  # bytes of rows that were read, after which a file's pages are let go
+# Bytes of rows that were read, after which a file's pages are let go: about six times as many are in memory by then, as
+# the system maps what lies around each.
+MAPPED_AT_MOST = 2**23
 
 
 def default_folder() -> Path:
