@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test versions oldest newest check every-cpu proofs lint readme clean
+.PHONY: demo test slow versions oldest newest check every-cpu proofs lint readme clean
 
 # Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
 demo: .venv/installed
@@ -11,6 +11,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# What takes ten seconds or so each: clean processes, kills, whole recipes. With `make test`, what CI runs.
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
 
 # In less than a minute: lint, and the tests of what trains nothing: pure functions, data, configuration, the house.
 check: lint

@@ -212,6 +212,7 @@ def predict_benchmark(load, tmp_path, audio_encoders, monkeypatch):
     return module, ["--audio_encoder", audio_encoders["whisper"], "--corpora", str(tmp_path / "clips")]
 
 
+@pytest.mark.slow
 def test_predict(predict_benchmark, tmp_path):
     module, command = predict_benchmark
     module.main(command)

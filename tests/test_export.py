@@ -414,6 +414,7 @@ def test_the_command_says_what_is_wrong_before_it_computes(checkpoint, tmp_path,
 # -------------------------------------------------------------------------------------------------------- real speech
 
 
+@pytest.mark.slow
 def test_a_real_encoder_on_real_speech(shared, tmp_path):
     encoders = shared / "encoders"
     torch.manual_seed(0)

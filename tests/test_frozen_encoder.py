@@ -210,6 +210,7 @@ def in_cache(home: Path, repository: str, folder: Path):
     (root / "refs" / "main").write_text("0123")
 
 
+@pytest.mark.slow
 def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_else(tmp_path, monkeypatch):
     whisper = {**conftest.AUDIO_ENCODERS["whisper"], "encoder_layers": 4}
     in_cache(tmp_path / "hf", "openai/whisper-tiny.en", save_random_audio_encoder(whisper, tmp_path / "audio"))

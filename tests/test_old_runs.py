@@ -109,6 +109,7 @@ def cut_off(monkeypatch, run, after_steps):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_half_trained_fold_of_an_old_recipe_ends_as_if_it_had_not_been_cut_off(command, tmp_path, monkeypatch):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     main([*command, "--split_seed", "43", "--output_dir", str(straight)])

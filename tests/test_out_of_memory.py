@@ -119,6 +119,7 @@ train.main([*sys.argv[2:], "--contrastive_chunk_size", "8"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux does")
 def test_a_process_that_is_given_too_little_memory_says_so_and_finishes_with_the_advised_chunk(
     command, emodb_like, tmp_path

@@ -204,6 +204,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_the_second_of_two_is_told_and_a_kill_leaves_no_lock(checkpoint, folder, capsys):
     command = [checkpoint, *NAMES, "--output", "out.csv"]
     first = subprocess.Popen(
@@ -522,6 +523,7 @@ def test_arguments_are_read_before_anything_heavy_is_imported(code, tmp_path):
     assert done.returncode == 0 and done.stdout.strip() == "", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_answering_imports_no_corpora():
     code = IMPORTED.format("from lascl.predict import Recogniser, segments, stream\nassert callable(stream)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -236,6 +236,7 @@ assert not [module for module in sys.modules if module.split(".")[0] == "lascl"]
 )
 
 
+@pytest.mark.slow
 def test_each_revision_answers_as_its_predictions_where_lascl_is_not_installed(published, emodb_like, tmp_path):
     command = [sys.executable, "-c", LOADER, REPO, "fold-1,fold-2,main", str(emodb_like)]
     done = subprocess.run(
@@ -357,6 +358,7 @@ def test_training_beside_a_hub_that_fails_ends_well_and_says_how_to_publish(comm
     assert len(error) == 1 and error[0].endswith(expected) and "401" in error[0] and "hf auth login" in error[0]
 
 
+@pytest.mark.slow
 def test_killed_while_it_uploads_and_published_again(run, tmp_path):
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         hub.fail("hang", "PUT", "/lfs/", after=1)
@@ -858,6 +860,7 @@ def test_a_space_waits_for_the_end_of_the_run_and_wants_a_name(run, tmp_path, ca
     assert "waits for the end of the run, and so does the Space." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_published_space_answers_from_an_empty_folder(run, emodb_like, tmp_path):
     """What the Hub does: fetches the Space, starts `app.py`, which fetches the model."""
     pytest.importorskip("gradio", reason='needs Gradio (pip install "lascl[space]")')

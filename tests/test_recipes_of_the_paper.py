@@ -165,6 +165,7 @@ def runs_and_resumes(name, iemocap, tmp_path, monkeypatch, *, keep=None):
     return table, len(first)
 
 
+@pytest.mark.slow
 def test_table_1_starts_trains_two_folds_and_goes_on(iemocap, tmp_path, monkeypatch):
     table, num_variants = runs_and_resumes("table-1", iemocap, tmp_path, monkeypatch)
     assert num_variants == 2 and table.count(OUR_NUMBERS) == 1
@@ -184,6 +185,7 @@ def test_a_large_recipe_starts_trains_two_folds_and_goes_on(name, iemocap, tmp_p
         assert table.count(OUR_NUMBERS) == name.startswith("table")
 
 
+@pytest.mark.slow
 def test_a_grid_chooses_in_validation(iemocap, tmp_path, monkeypatch):
     table, num_variants = runs_and_resumes("grid", iemocap, tmp_path, monkeypatch, keep=1)
     results = json.loads((tmp_path / "study" / "study.json").read_text())

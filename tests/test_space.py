@@ -689,6 +689,7 @@ def violations(page) -> list[str]:
     return [f"{rule}: {node['html']} {node['failureSummary']}" for rule, node in grave]
 
 
+@pytest.mark.slow
 def test_a_visitor_from_upload_to_leaving(server, browser, checkpoints, clips):
     outside = []
     context = browser.new_context(viewport={"width": 400, "height": 850}, color_scheme="light")

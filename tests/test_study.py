@@ -39,6 +39,7 @@ def without_reports(monkeypatch):
     monkeypatch.setattr(train, "write_report", lambda run_dir, _: (run_dir / "report.md").write_text(""))
 
 
+@pytest.mark.slow
 def test_baselines_are_set_side_by_side(recipe, tmp_path, capsys, monkeypatch, without_reports):
     monkeypatch.setattr("lascl.studies.run.write_pairs", lambda *where: "(pairs)")  # drawn in test_a_study_s_file
     study = [*recipe, "--vary", "objective=ce,lascl", "--output_dir", str(tmp_path / "study")]

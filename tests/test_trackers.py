@@ -47,6 +47,7 @@ def scalars(logs, tag) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_losses_of_each_fold_and_of_all_data(recipe, tmp_path, without_reports):
     pytest.importorskip("tensorboard", reason="needs tensorboard, of the extra `dev`")
 

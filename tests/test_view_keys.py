@@ -307,6 +307,7 @@ for again in range(2):
 """
 
 
+@pytest.mark.slow
 def test_names_of_views_are_those_of_every_other_process(clips, fields, monkeypatch, capsys):
     """Whatever Python's hash seed is, whatever the heads started from, and whatever was drawn before."""
     command = [sys.executable, "-c", NAMING, str(clips), fields["audio_encoder"]]

@@ -16,6 +16,10 @@ from lascl.training.random_encoders import save_random_audio_encoder
 
 
 FAMILIES = ["wavlm-layer", "wav2vec2-group", "data2vec-audio", "whisper"]
+# The two that differ most; the others in `make slow`.
+USUALLY = [
+    pytest.param(name, marks=() if name in ("whisper", "wavlm-layer") else pytest.mark.slow) for name in FAMILIES
+]
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +86,14 @@ def test_placed_by_accelerate_and_from_an_empty_shell(family, checkpoints, tmp_p
     assert frozen == {name for name, parameter in shell.named_parameters() if not parameter.requires_grad}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", USUALLY)
 def test_compiled_in_one_piece(family, checkpoints):
     folder, plain = checkpoints[family]
     compiled = torch.compile(load(folder), backend="eager", fullgraph=True)
     assert_near(probabilities(compiled, family), probabilities(plain, family), 1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", USUALLY)
 def test_exported(family, checkpoints):
     folder, plain = checkpoints[family]
     model, inputs = load(folder), speech(family)

@@ -86,6 +86,7 @@ def built(audio_encoders, text_encoder, tmp_path):
     return model.eval(), author / "text"
 
 
+@pytest.mark.slow
 def test_a_model_of_a_text_encoder_in_a_folder_takes_new_labels_elsewhere_however_often_it_is_saved(
     built, text_encoder, audio_encoders, tmp_path
 ):
