@@ -9,6 +9,9 @@ demo: .venv/installed
 	$(BIN)/python train.py --output_dir runs/demo
 	$(BIN)/python demo.py runs/demo
 
+# Two workers run the tests: each with a thread, unless it is said otherwise.
+test slow check: export OMP_NUM_THREADS ?= 1
+
 test: .venv/installed
 	$(BIN)/python -m pytest
 
