@@ -170,6 +170,7 @@ def test_checkpointed_layers_around_it_change_nothing():
     assert_same(run(ours, inputs), expected, 1e-12)
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_stocks_answer_and_gradients():
     stock, ours = stock_and_ours(dtype=torch.float64)
     inputs = waveforms(padded=True, dtype=torch.float64)

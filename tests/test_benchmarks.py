@@ -281,6 +281,7 @@ def test_data_loading(load, tmp_path, emodb_like, audio_encoders, text_encoder):
     assert 0 < found["waiting"]["gain, 0 workers"]["share"] < 1
 
 
+@pytest.mark.slow
 def test_large_manifest(load, tmp_path, emodb_like):
     module = load("large_manifest", ROWS=40, SPEAKERS=10, STARTS=("first",))
     module.main(["--audio", str(emodb_like)])

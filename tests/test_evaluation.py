@@ -88,6 +88,7 @@ def test_calibration_error_by_hand():
         expected_calibration_error([[1, 0]], [2])
 
 
+@pytest.mark.slow
 def test_the_evaluate_module_loads_without_a_network(tmp_path):
     """In a process of its own, because the switches are read when the libraries are imported."""
     program = """

@@ -187,6 +187,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_cut_off_run_with_adapters_ends_as_if_it_had_not_been(finished, command, tmp_path, monkeypatch):
     whole_training_step = LaSCLTrainer.training_step
 

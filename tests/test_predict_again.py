@@ -572,6 +572,7 @@ def write_run(run: Path, num_rows: int):
         csv.writer(file).writerows(rows)
 
 
+@pytest.mark.slow
 def test_a_reader_of_a_comparison_that_has_seen_enough_is_no_error(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path / name, 30)

@@ -246,6 +246,7 @@ def test_each_revision_answers_as_its_predictions_where_lascl_is_not_installed(p
     assert done.stdout.split() == ["fold-1", "14", "fold-2", "14", "main", "14"]
 
 
+@pytest.mark.slow
 def test_the_published_cards_code_runs_where_lascl_is_not_installed(run, emodb_like, tmp_path):
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         with connected(hub):
@@ -408,6 +409,7 @@ def test_some_folds_and_what_main_holds(run, tmp_path):
         fold_for_main(run.dir, "full_data")
 
 
+@pytest.mark.slow
 def test_main_may_hold_a_training_on_everything_whose_card_claims_no_score_of_its_own(command, tmp_path, capsys):
     run_dir = tmp_path / "run"
     options = ["--folds", "1", "--validation", "speaker", "--selection", "best_validation", "--hub_main", "full_data"]

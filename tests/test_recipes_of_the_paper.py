@@ -51,6 +51,7 @@ def test_the_paper_s_recipe_is_section_3_2(tmp_path):
     assert recipe.divergence_weight in read("grid")["study"]["vary"]["divergence_weight"]
 
 
+@pytest.mark.slow
 def test_the_variants_are_those_of_the_tables(tmp_path):
     assert [recipe.objective for recipe in variants_of("table-1", tmp_path).values()] == ["ce", "lascl"]
 

@@ -156,6 +156,7 @@ def test_a_dry_run_measures_and_writes_nothing(recipe, tmp_path, capsys):
     assert "time not measured: org/not-here is not cached" in printed and "Encoders, not cached" in printed
 
 
+@pytest.mark.slow
 def test_a_study_s_file(tmp_path, recipe, capsys, without_reports):
     """Names that no folder takes, fields for all, a paper's numbers, rows that only the paper has."""
     path = tmp_path / "mine.yaml"

@@ -66,6 +66,7 @@ def test_tensorboard_has_the_losses_of_each_fold_and_of_all_data(recipe, tmp_pat
     assert len(scalars(run / "full-data" / "logs", "train/loss")) == 2
 
 
+@pytest.mark.slow
 def test_a_fold_that_goes_on_writes_on(recipe, tmp_path, without_reports, monkeypatch):
     pytest.importorskip("tensorboard", reason="needs tensorboard, of the extra `dev`")
     from transformers import TrainerCallback

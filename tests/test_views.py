@@ -62,6 +62,7 @@ def run(main, *argv):
 OTHER_VARIANTS = "objective=ce,lascl", "learning_rate=1e-3,1e-2"
 
 
+@pytest.mark.slow
 def test_another_run_another_seed_and_a_study_encode_nothing(recipe, tmp_path, heard):
     """Testing included: 70 utterances in a clean view and in one augmented one of each of eight epochs."""
     from lascl import study

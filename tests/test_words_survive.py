@@ -195,6 +195,7 @@ def test_without_hard_links_the_text_encoder_is_copied(monkeypatch, tmp_path):
     assert (tmp_path / "b" / "file").read_text() == "content"
 
 
+@pytest.mark.slow
 def test_fine_tuned_saved_and_pushed_it_takes_new_labels_in_a_clean_process(
     run, command, text_encoder, tmp_path, monkeypatch
 ):
