@@ -854,17 +854,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 logits = embedded.audio_embeds @ embedded.label_embeds.T / self.config.contrastive_temperature
         loss, terms = None, None
         if labels is not None:
-            loss, terms = joint_loss(
-                embedded.audio_embeds,
-                embedded.label_embeds,
-                class_logits,
-                labels,
-                contrastive_temperature=self.config.contrastive_temperature,
-                contrastive_weight=self.config.contrastive_weight,
-                divergence_weight=self.config.divergence_weight,
-                label_anchors=self.config.label_anchors,
-                contrastive_reduction=self.config.contrastive_reduction,
-            )
+            loss, terms = self.joint_loss(embedded.audio_embeds, embedded.label_embeds, class_logits, labels)
         output = LaSCLOutput(
             loss=loss,
             logits=logits,
@@ -877,6 +867,26 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             terms=terms,
         )
         return output if self._returns_dict(return_dict) else output.to_tuple()
+
+    def joint_loss(
+        self,
+        audio_embeds: torch.Tensor,
+        label_embeds: torch.Tensor,
+        class_logits: torch.Tensor | None,
+        labels: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`joint_loss` with the weights of the configuration; arguments, returns and errors as there."""
+        return joint_loss(
+            audio_embeds,
+            label_embeds,
+            class_logits,
+            labels,
+            contrastive_temperature=self.config.contrastive_temperature,
+            contrastive_weight=self.config.contrastive_weight,
+            divergence_weight=self.config.divergence_weight,
+            label_anchors=self.config.label_anchors,
+            contrastive_reduction=self.config.contrastive_reduction,
+        )
 
     def _classify(self, pooled_audio: torch.Tensor) -> torch.Tensor:
         """(B, K) of the classifier, in float32 also where its weights are in half precision: a logit near 14 has steps

@@ -52,7 +52,6 @@ from transformers import (
 
 from lascl import LaSCLTrainer, LaSCLTrainingArguments, encoders_lascl
 from lascl.inference.recogniser import Recogniser
-from lascl.modeling_lascl import joint_loss
 from lascl.training.gradient_cache import cached_forward, cut_into_chunks
 
 
@@ -183,17 +182,7 @@ def prices(size: Size, found: Candidates) -> list[dict]:
 
 
 def gradients_of(model: nn.Module, outputs, labels: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
-    config = model.config
-    loss, _ = joint_loss(
-        outputs.audio_embeds,
-        outputs.label_embeds,
-        outputs.class_logits,
-        labels,
-        contrastive_temperature=config.contrastive_temperature,
-        contrastive_weight=config.contrastive_weight,
-        divergence_weight=config.divergence_weight,
-        label_anchors=config.label_anchors,
-    )
+    loss, _ = model.joint_loss(outputs.audio_embeds, outputs.label_embeds, outputs.class_logits, labels)
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

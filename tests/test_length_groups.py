@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from lascl import LaSCLForAudioClassification, encoders_lascl
 from lascl.encoders_lascl import groups_to_encode, length_groups
-from lascl.modeling_lascl import joint_loss
 from lascl.training.gradient_cache import cached_forward
 
 
@@ -48,24 +47,11 @@ def loss_and_gradients(model, inputs, price, monkeypatch, rows_per_chunk=None):
         loss = model(**inputs).loss
     else:
         given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        loss = joint(cached_forward(model, given, rows_per_chunk), inputs["labels"], model.config)
+        outputs = cached_forward(model, given, rows_per_chunk)
+        loss, _ = model.joint_loss(outputs.audio_embeds, outputs.label_embeds, outputs.class_logits, inputs["labels"])
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return loss.detach(), gradients
-
-
-def joint(outputs, labels, config) -> torch.Tensor:
-    loss, _ = joint_loss(
-        outputs.audio_embeds,
-        outputs.label_embeds,
-        outputs.class_logits,
-        labels,
-        contrastive_temperature=config.contrastive_temperature,
-        contrastive_weight=config.contrastive_weight,
-        divergence_weight=config.divergence_weight,
-        label_anchors=config.label_anchors,
-    )
-    return loss
 
 
 def assert_alike(found, expected, loss_tolerance, tolerance):

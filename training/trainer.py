@@ -23,9 +23,8 @@ from transformers.utils import logging
 
 from lascl.data import SAMPLING_RATE, UtteranceBatchSampler
 from lascl.data.dataset import class_indices, is_heard
-from lascl.encoders_lascl import valid_lengths
+from lascl.encoders_lascl import WHISPER_FRAMES_PER_S, valid_lengths
 from lascl.evaluation import score
-from lascl.modeling_lascl import joint_loss
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.digests import OtherWeights, digest_of
 from lascl.training.gradient_cache import cached_forward
@@ -40,7 +39,6 @@ except ImportError:  # Windows
 
 
 logger = logging.get_logger(__name__)
-MEL_FRAMES_PER_S = 100  # Whisper's
 LEFT_OUT = "left_out.json"  # in an intermediate checkpoint: a hash of the frozen weights that it goes without
 # Of use to a `compute_metrics` of one's own alone; stock itself refuses `batch_eval_metrics` without one.
 FOR_OTHER_METRICS = ("eval_do_concat_batches", "include_for_metrics")
@@ -178,19 +176,10 @@ class LaSCLTrainer(Trainer):
             audio_embeds = self._gather_rows(audio_embeds, sizes)  # (B, D)
             class_logits = self._gather_rows(class_logits, sizes)  # (B, K)
             labels = self._gather_rows(labels, sizes)  # (B,)
-        unwrapped = self.accelerator.unwrap_model(model)
-        config, label_embeds = unwrapped.config, outputs.label_embeds
-        loss, terms = joint_loss(
-            audio_embeds,
-            unwrapped.get_label_embeddings() if label_embeds is None else label_embeds,  # (K, D)
-            class_logits,
-            labels,
-            contrastive_temperature=config.contrastive_temperature,
-            contrastive_weight=config.contrastive_weight,
-            divergence_weight=config.divergence_weight,
-            label_anchors=config.label_anchors,
-            contrastive_reduction=config.contrastive_reduction,
-        )
+        unwrapped, label_embeds = self.accelerator.unwrap_model(model), outputs.label_embeds
+        if label_embeds is None:
+            label_embeds = unwrapped.get_label_embeddings()  # (K, D)
+        loss, terms = unwrapped.joint_loss(audio_embeds, label_embeds, class_logits, labels)
         if model.training:
             self._running_means.add({"loss": loss, **terms}, padding, size)
         return (loss, outputs) if return_outputs else loss
@@ -202,7 +191,11 @@ class LaSCLTrainer(Trainer):
             return {}
         if args.contrastive_chunk_s is not None:
             is_waveform = "input_values" in inputs
-            rate = getattr(self.processing_class, "sampling_rate", SAMPLING_RATE) if is_waveform else MEL_FRAMES_PER_S
+            rate = (
+                getattr(self.processing_class, "sampling_rate", SAMPLING_RATE)
+                if is_waveform
+                else 2 * WHISPER_FRAMES_PER_S
+            )
             size = max(1, int(args.contrastive_chunk_s * rate))
             longest = inputs["input_values" if is_waveform else "input_features"].shape[-1]
             return {"size_per_chunk": size} if size < num_rows * longest else {}
