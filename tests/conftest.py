@@ -222,6 +222,27 @@ def as_own_corpus(corpus, folds, folder: Path) -> Path:
     return folder
 
 
+class Interrupted(Exception):
+    pass
+
+
+def cut_off(monkeypatch, command, after_steps: int):
+    """Runs `train.py`, which ends where it would begin the step behind so many: as if it were killed there."""
+    from lascl import LaSCLTrainer, train  # here, so that tests of pure functions do not wait for it
+
+    whole_training_step = LaSCLTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == after_steps:
+            raise Interrupted
+        return whole_training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
+    with pytest.raises(Interrupted):
+        train.main(command)
+    monkeypatch.undo()
+
+
 def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

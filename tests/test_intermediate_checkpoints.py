@@ -6,7 +6,7 @@ import conftest
 import pytest
 from safetensors import safe_open
 
-from lascl import LaSCLForAudioClassification, LaSCLTrainer
+from lascl import LaSCLForAudioClassification
 from lascl.train import main
 from lascl.training.random_encoders import save_random_audio_encoder
 
@@ -20,31 +20,13 @@ def recipe(audio_encoders, text_encoder, emodb_like):
     return [part for name, value in fields.items() for part in (f"--{name}", str(value))]
 
 
-class Interrupted(Exception):
-    pass
-
-
-def interrupt(monkeypatch, command, after_steps):
-    whole_training_step = LaSCLTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == after_steps:
-            raise Interrupted
-        return whole_training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
-    with pytest.raises(Interrupted):
-        main(command)
-    monkeypatch.undo()
-
-
 @pytest.mark.parametrize("way", [("--freeze_audio_encoder", "true"), ("--lora_rank", "2")])
 def test_intermediate_checkpoints_hold_what_is_trained_and_end_in_the_same_bytes(recipe, tmp_path, monkeypatch, way):
     if way[0] == "--lora_rank":
         pytest.importorskip("peft")
     command, straight = [*recipe, *way], tmp_path / "straight"
     main([*command, "--output_dir", str(straight)])
-    interrupt(monkeypatch, [*command, "--output_dir", str(tmp_path / "run")], after_steps=5)
+    conftest.cut_off(monkeypatch, [*command, "--output_dir", str(tmp_path / "run")], after_steps=5)
     *_, folder = (tmp_path / "run" / "fold-1" / "trainer").glob("checkpoint-*")
     with safe_open(folder / "model.safetensors", "pt") as file:
         kept = set(file.keys())
@@ -69,7 +51,7 @@ def test_an_encoder_that_has_changed_meanwhile_is_not_gone_on_with(recipe, tmp_p
     encoder = shutil.copytree(recipe[where], tmp_path / "encoder")
     command = [*recipe[:where], str(encoder), *recipe[where + 1 :], "--freeze_audio_encoder", "true"]
     command += ["--output_dir", str(tmp_path / "run")]
-    interrupt(monkeypatch, command, after_steps=5)
+    conftest.cut_off(monkeypatch, command, after_steps=5)
     save_random_audio_encoder(conftest.AUDIO_ENCODERS["wav2vec2-layer"], encoder, seed=9)
     with pytest.raises(SystemExit) as exit:
         main(command)

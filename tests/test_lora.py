@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, read_csv, recording
+from conftest import LABELS, cut_off, read_csv, recording
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, set_seed
 
@@ -183,23 +183,11 @@ def test_a_run_with_adapters_leaves_a_checkpoint_that_needs_no_peft(finished, au
         assert float(probabilities[0, index]) == pytest.approx(float(row[f"probability_{label}"]), abs=1e-5)
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.slow
 def test_a_cut_off_run_with_adapters_ends_as_if_it_had_not_been(finished, command, tmp_path, monkeypatch):
-    whole_training_step = LaSCLTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == 7:  # of 8: after the checkpoint of step 6
-            raise Interrupted
-        return whole_training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
-    with pytest.raises(Interrupted):
-        main([*command, "--output_dir", str(tmp_path)])
-    monkeypatch.undo()
+    cut_off(
+        monkeypatch, [*command, "--output_dir", str(tmp_path)], after_steps=7
+    )  # of 8: after the checkpoint of step 6
     saved = load_file(tmp_path / "fold-1" / "trainer" / "checkpoint-6" / "model.safetensors")
     assert max(tensor.abs().max() for name, tensor in saved.items() if ".lora_B." in name) > 0
     main([*command, "--output_dir", str(tmp_path)])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import cut_off
 
-from lascl import LaSCLTrainer
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.train import main
 from lascl.training import recipe as recipe_module
@@ -89,24 +89,6 @@ def test_an_old_run_that_started_from_a_checkpoint_keeps_the_template_that_it_wa
     typed = [*command, "--init_from", "org/lascl", "--output_dir"]
     assert parse_recipe([*typed, str(old_run)])[0].label_template == "{label}"
     assert parse_recipe([*typed, str(old_run.parent / "new")])[0].label_template is None
-
-
-class Interrupted(Exception):
-    pass
-
-
-def cut_off(monkeypatch, run, after_steps):
-    whole_training_step = LaSCLTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == after_steps:
-            raise Interrupted
-        return whole_training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
-    with pytest.raises(Interrupted):
-        main(run)
-    monkeypatch.undo()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import LABELS, as_own_corpus, read_csv
+from conftest import LABELS, Interrupted, as_own_corpus, cut_off, read_csv
 from datasets import ClassLabel, Dataset
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
@@ -141,25 +141,11 @@ def test_what_is_wrong_is_said_in_one_sentence_before_training(finished, command
     assert exit.value.code == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize("damage", ["none", "weights cut off", "optimiser missing", "no marker"])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(finished, command, tmp_path, monkeypatch, damage):
     """Also when its newest checkpoint is damaged: then from the one before. `make proofs` will kill real processes."""
-    whole_training_step = LaSCLTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == 7:  # of 8: after the checkpoints of steps 4 and, every second step, 6
-            raise Interrupted
-        return whole_training_step(self, *args, **kwargs)
-
     run = [*command, "--folds", "1", "--output_dir", str(tmp_path), "--save_strategy", "steps", "--save_steps", "2"]
-    monkeypatch.setattr(LaSCLTrainer, "training_step", training_step)
-    with pytest.raises(Interrupted):
-        main(run)
-    monkeypatch.undo()
+    cut_off(monkeypatch, run, after_steps=7)  # of 8: after the checkpoints of steps 4 and, every second step, 6
     newest = tmp_path / "fold-1" / "trainer" / "checkpoint-6"
     if damage == "weights cut off":
         content = (newest / "model.safetensors").read_bytes()
