@@ -118,6 +118,7 @@ def test_a_candidate_that_does_not_fit_is_a_row_that_says_so(load, tmp_path, mon
     assert ["out of memory" in row.values() for row in rows] == [False, False, False, False, True]
 
 
+@pytest.mark.slow
 def test_gpu(load, tmp_path, monkeypatch):
     module, compiled = load("gpu"), []
     small = {"intermediate_size": 8, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}

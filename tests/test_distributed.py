@@ -92,21 +92,38 @@ def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     return settings | {name: {**settings[name], "call_price": 0} for name in APART}
 
 
-@pytest.fixture(scope="module")
-def one_process(settings, tmp_path_factory):
+def few_steps(settings) -> dict:
+    return {name: setting for name, setting in settings.items() if name not in ALIKE}
+
+
+def in_one_process(settings, folder) -> dict:
     """What one process, this one, makes of each setting."""
-    folder = tmp_path_factory.mktemp("one-process")
     return {name: distributed_steps.train(setting, folder) for name, setting in settings.items()}
 
 
-@pytest.fixture(scope="module")
-def two_processes(settings, tmp_path_factory):
+def in_two(settings, folder) -> dict:
     """What two processes make of each setting: a list of two results."""
-    folder = tmp_path_factory.mktemp("two-processes")
     in_two_processes(distributed_steps.train_all, settings, folder)
     return {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)] for name in settings
     }
+
+
+@pytest.fixture(scope="module")
+def one_process(settings, tmp_path_factory):
+    return in_one_process(few_steps(settings), tmp_path_factory.mktemp("one-process"))
+
+
+@pytest.fixture(scope="module")
+def two_processes(settings, tmp_path_factory):
+    return in_two(few_steps(settings), tmp_path_factory.mktemp("two-processes"))
+
+
+@pytest.fixture(scope="module")
+def alike(settings, tmp_path_factory):
+    """The runs of twenty steps, in one process and in two."""
+    many_steps = {name: settings[name] for name in ALIKE}
+    return tuple(run(many_steps, tmp_path_factory.mktemp("alike")) for run in (in_one_process, in_two))
 
 
 def assert_trained_alike(run, reference):
@@ -146,10 +163,12 @@ def test_batches_that_two_processes_cannot_halve_train_as_in_one_process(one_pro
         assert len({*seen[0][epoch], *seen[1][epoch]}) == 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", ALIKE)
-def test_chunks_processes_and_checkpointing_train_alike_for_twenty_steps(one_process, two_processes, name, processes):
+def test_chunks_processes_and_checkpointing_train_alike_for_twenty_steps(alike, name, processes):
     """By the largest difference, and by their mean, which would show a drift to one side."""
+    one_process, two_processes = alike
     reference = one_process["16 at once"]["steps"]
     runs = two_processes[name] if processes == 2 else [one_process[name]]
     for run in runs:
@@ -183,6 +202,15 @@ def test_accumulated_halves_train_as_the_whole_for_a_loss_per_sample_in_one_proc
 
 
 def test_both_processes_end_with_the_same_weights_bit_by_bit(two_processes):
+    assert_same_weights(two_processes)
+
+
+@pytest.mark.slow
+def test_both_processes_end_many_steps_with_the_same_weights_bit_by_bit(alike):
+    assert_same_weights(alike[1])
+
+
+def assert_same_weights(two_processes):
     for first, second in two_processes.values():
         assert [name for name, tensor in first["after"].items() if not torch.equal(tensor, second["after"][name])] == []
 
@@ -198,9 +226,17 @@ def test_both_processes_are_told_the_epoch_and_share_its_utterances(one_process,
 def test_two_processes_evaluate_as_one_does(one_process, two_processes):
     """Ten utterances in batches of two: accelerate evens the last round out with repeats, which must not count, and
     the loss of a batch is its own, not that of all processes' rows."""
+    assert_evaluated_alike(one_process, two_processes, tolerance=1e-9)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does_after_many_steps(alike):
+    assert_evaluated_alike(*alike, tolerance=1e-5)  # in float32
+
+
+def assert_evaluated_alike(one_process, two_processes, *, tolerance):
     for name, runs in two_processes.items():
         reference = one_process[name]
-        tolerance = 1e-5 if name in ALIKE else 1e-9  # the runs of twenty steps are in float32
         assert [len(logits) for logits in reference["logits"]] == [10, 10]
         for run in runs:
             torch.testing.assert_close(run["logits"], reference["logits"], rtol=tolerance, atol=tolerance)
@@ -248,6 +284,7 @@ def expected_ids(folder):
     return sorted(path.stem for path in folder.glob("*.wav") if path.name.startswith(("03", "08")))
 
 
+@pytest.mark.slow
 def test_train_py_in_two_processes_finishes_and_writes_the_run_once(run_by_torchrun, emodb_like):
     done, run = run_by_torchrun
     assert done.returncode == 0, done.stderr
@@ -270,6 +307,7 @@ def test_train_py_in_two_processes_finishes_and_writes_the_run_once(run_by_torch
     ]
 
 
+@pytest.mark.slow
 def test_train_py_in_two_processes_prints_nothing_twice(run_by_torchrun):
     done, _ = run_by_torchrun
     printed = [line.strip() for line in done.stdout.splitlines() if line.strip()]
@@ -283,6 +321,7 @@ def test_train_py_in_two_processes_prints_nothing_twice(run_by_torchrun):
     assert [line for line in messages if messages.count(line) > 1] == []
 
 
+@pytest.mark.slow
 def test_predictions_of_two_processes_are_those_of_each_utterance_alone(run_by_torchrun, emodb_like):
     _, run = run_by_torchrun
     checkpoint = run / "fold-1" / "checkpoint"
@@ -306,7 +345,7 @@ def start_twice(command):
         try:
             main([*command, *options])
         except SystemExit as exit:
-            print("\nstopped with", exit.code, file=sys.stderr)
+            os.write(2, f"\nstopped with {exit.code}\n".encode())  # at once: two processes write side by side
 
 
 def test_torchrun_on_a_cpu_without_use_cpu_stops_at_once_and_says_what_to_add(recipe, tmp_path, capfd):

@@ -36,8 +36,8 @@ OPTIONS = {
 }
 WHISPER_WINDOW_S = 2
 # One for each path through the adapted encoders; the exporter takes five seconds of a core for every other.
-OFTEN = {"wavlm-group", "data2vec-audio", "whisper"}
-FAMILIES = [pytest.param(family, marks=() if family in OFTEN else pytest.mark.proof) for family in AUDIO_ENCODERS]
+MARKS = {"whisper": (), "wavlm-group": pytest.mark.slow, "data2vec-audio": pytest.mark.slow}
+FAMILIES = [pytest.param(family, marks=MARKS.get(family, pytest.mark.proof)) for family in AUDIO_ENCODERS]
 
 
 @pytest.fixture(scope="module", autouse=True)

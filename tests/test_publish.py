@@ -175,6 +175,7 @@ def test_a_run_with_push_to_hub_leaves_a_branch_for_each_fold_and_main(published
     assert "not published" not in published.printed and "main of org/lascl-tiny: published." in published.printed
 
 
+@pytest.mark.slow
 def test_publishing_does_not_change_what_is_trained(published, command, tmp_path):
     train([*command, "--output_dir", str(tmp_path / "quiet")])
     found, expected = contents(published.run), contents(tmp_path / "quiet")

@@ -514,6 +514,7 @@ def secrets_of(server, checkpoints) -> list[str]:
     return [str(ROOT), str(checkpoints), str(Path.home()), sys.prefix, "site-packages"]
 
 
+@pytest.mark.slow
 def test_programs_are_answered_and_leave_nothing(server, checkpoints, clips):
     from gradio_client import Client, handle_file
 
@@ -536,6 +537,7 @@ def test_programs_are_answered_and_leave_nothing(server, checkpoints, clips):
     assert not list(server.temp.glob("lascl-space-*/*"))
 
 
+@pytest.mark.slow
 def test_no_path_is_told_by_any_page_or_error(server, checkpoints, clips):
     secrets = [*secrets_of(server, checkpoints), str(server.temp)]
     with httpx.Client(base_url=server.url, timeout=30) as client:
@@ -562,6 +564,7 @@ def test_no_path_is_told_by_any_page_or_error(server, checkpoints, clips):
     assert "not.wav" not in server.errors.read_text()
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_an_address(server):
     fetched = []
 
@@ -587,6 +590,7 @@ def test_nothing_is_fetched_from_an_address(server):
     assert fetched == []
 
 
+@pytest.mark.slow
 def test_uploads_of_a_visitor_have_a_quota(server):
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: 49900000\r\n"
@@ -795,6 +799,7 @@ def replace(page, clip: Path):
     page.locator("#duration").wait_for()
 
 
+@pytest.mark.slow
 def test_stopped_it_leaves_nothing_behind(server):
     """The last test of the server: it ends here."""
     with httpx.Client(base_url=server.url) as client:

@@ -169,7 +169,7 @@ def assert_same_fold(found: Path, expected: Path):
     "options",
     [
         ("--gradient_accumulation_steps", "2"),
-        ("--dataloader_num_workers", "2"),
+        pytest.param(("--dataloader_num_workers", "2"), marks=pytest.mark.slow),
         ("--bucket_by_length", "true", "--utterances_per_class", "4", "--logging_strategy", "steps"),
         ("--freeze_audio_encoder", "true", "--standardise_audio", "true", "--augmentation_period", "1"),
     ],
