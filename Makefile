@@ -45,9 +45,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Puts the numbers of results/ into the README.
+# Puts the numbers of results/ into README and docs.
 readme: .venv/installed
-	$(BIN)/python -m lascl.studies.readme README.md
+	$(BIN)/python -m lascl.studies.readme README.md docs/*.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

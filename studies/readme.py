@@ -1,4 +1,4 @@
-"""Puts the numbers of `results/` between the README's markers: `python -m lascl.studies.readme README.md`.
+"""Puts the numbers of `results/` into README and docs: `python -m lascl.studies.readme README.md docs/*.md`.
 
 A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of the small files of a run
 directory or of a study; what it says is computed from the predictions there. A block `<!-- benchmark: NAME -->` ...
@@ -24,7 +24,7 @@ BENCHMARKS = re.compile(r"(<!-- benchmark: (?P<name>[\w-]+) -->\n).*?(<!-- end o
 
 
 def render(readme: str, results_dir: str | Path) -> str:
-    """The text of a README with every block filled anew.
+    """The text of a README or page with every block filled anew.
 
     Raises:
         ValueError: a run or a benchmark whose commit is unknown or dirty, or a run whose `results.json` does not follow
@@ -95,5 +95,6 @@ def _provenance(runs: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(render(path.read_text(encoding="utf-8"), path.resolve().parent / "results"), encoding="utf-8")
+    results = Path(__file__).resolve().parent.parent / "results"
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(render(path.read_text(encoding="utf-8"), results), encoding="utf-8")

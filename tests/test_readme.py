@@ -1,4 +1,4 @@
-"""The README is true: its code runs, its numbers follow from `results/`, its commands exist."""
+"""README and docs are true: their code runs, their numbers follow from `results/`, what they name exists."""
 
 import json
 import re
@@ -18,22 +18,27 @@ from lascl.studies.readme import render
 
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+MARKED = re.compile(r"<!-- test: (\w+) -->\n```python\n(.*?)```", re.DOTALL)
 
 
 def code(name: str) -> str:
     """The Python block behind `<!-- test: NAME -->`."""
-    blocks = re.findall(rf"<!-- test: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 1, f"README has {len(blocks)} blocks named {name}"
+    blocks = [block for text in TEXTS.values() for found, block in MARKED.findall(text) if found == name]
+    assert len(blocks) == 1, f"README and docs have {len(blocks)} blocks named {name}"
     return blocks[0]
 
 
 def test_every_python_block_is_run_here():
-    assert len(re.findall("```python", README)) == len(re.findall(r"<!-- test: \w+ -->\n```python", README)) == 3
+    named = [name for text in TEXTS.values() for name, _ in MARKED.findall(text)]
+    assert sum(text.count("```python") for text in TEXTS.values()) == len(named) == len(set(named)) > 8
+    assert set(named) == set(re.findall(r'run\("(\w+)"', Path(__file__).read_text(encoding="utf-8")))
 
 
-def test_the_results_follow_from_the_result_files():
-    assert render(README, ROOT / "results") == README, "run `make readme`"
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_results_follow_from_the_result_files(name):
+    assert render(TEXTS[name], ROOT / "results") == TEXTS[name], "run `make readme`"
 
 
 def test_benchmarks_are_shown_with_what_made_them_and_from_committed_code_only(tmp_path):
@@ -79,16 +84,34 @@ def test_what_no_gpu_has_measured_says_so(tmp_path):
         render(block.format("attention", ""), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def folder(audio_encoders, text_encoder, tmp_path_factory) -> Path:
+    """What a user has who reads the pages: a checkpoint, and recordings."""
+    folder = tmp_path_factory.mktemp("readme")
+    model = LaSCLForAudioClassification.from_encoders(audio_encoders["wav2vec2-layer"], text_encoder, LABELS)
+    model.save_pretrained(folder / "checkpoint")
+    AutoFeatureExtractor.from_pretrained(audio_encoders["wav2vec2-layer"]).save_pretrained(folder / "checkpoint")
+    (folder / "recordings").mkdir()
+    noise = 0.1 * np.random.default_rng(0).standard_normal((3, 64_000))
+    for name, samples in zip(("speech.wav", "recordings/a.wav"), noise):
+        soundfile.write(folder / name, samples[:4000], 16_000)
+    soundfile.write(folder / "call.wav", noise[2], 16_000)
+    (folder / "recordings" / "b.wav").write_bytes(b"")
+    return folder
+
+
 @pytest.fixture
-def replaced(audio_encoders, text_encoder, tmp_path):
+def replaced(audio_encoders, text_encoder, folder, tmp_path):
     """Names that need the Hub, and sizes that need hours, replaced by small ones."""
     return {
         "microsoft/wavlm-large": audio_encoders["wavlm-layer"],
         "FacebookAI/roberta-large": text_encoder,
         'output_dir="out", num_train_epochs=30': f'output_dir="{tmp_path}/out", max_steps=1, global_batch_size=4',
         'load_corpus("synthetic")': 'load_corpus("synthetic", num_speakers=5, utterances_per_speaker=4)',
-        "runs/demo/fold-1/checkpoint": f"{tmp_path}/checkpoint",
-        "speech.wav": f"{tmp_path}/speech.wav",
+        "runs/demo/fold-1/checkpoint": f"{folder}/checkpoint",
+        '"speech.wav"': f'"{folder}/speech.wav"',
+        '"call.wav"': f'"{folder}/call.wav"',
+        '"recordings"': f'"{folder}/recordings"',
         "max_duration_s=10": "max_duration_s=0.2",
     }
 
@@ -98,25 +121,63 @@ def run(name, replaced, capsys):
     for before, after in replaced.items():
         text = text.replace(before, after)
     namespace = {}
-    exec(compile(text, f"README: {name}", "exec"), namespace)
+    exec(compile(text, f"docs: {name}", "exec"), namespace)
     return namespace, capsys.readouterr().out
 
 
-@pytest.fixture
-def checkpoint(audio_encoders, text_encoder, tmp_path):
-    model = LaSCLForAudioClassification.from_encoders(audio_encoders["wav2vec2-layer"], text_encoder, LABELS)
-    model.save_pretrained(tmp_path / "checkpoint")
-    AutoFeatureExtractor.from_pretrained(audio_encoders["wav2vec2-layer"]).save_pretrained(tmp_path / "checkpoint")
-
-
-def test_using_a_checkpoint(checkpoint, replaced, tmp_path, capsys):
-    soundfile.write(tmp_path / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(4000), 16_000)
+def test_using_a_checkpoint(replaced, capsys):
     namespace, printed = run("checkpoint", replaced, capsys)
-    assert all(label in printed for label in LABELS) and "torch.Size([3, 256])" in printed
-    assert namespace["model"].config.labels == ["joyful", "furious", "weary"]
+    assert all(word in printed for word in (*LABELS, "joyful", "furious", "weary"))
+    assert namespace["classifier"].model.config.labels == ["joyful", "furious", "weary"]
 
 
-def test_listening_to_a_microphone(checkpoint, replaced, capsys, monkeypatch):
+def test_words_of_ones_own(replaced, capsys):
+    namespace, printed = run("words", replaced, capsys)
+    assert "torch.Size([3, 256])" in printed and namespace["model"].config.labels == ["joyful", "furious", "weary"]
+
+
+def test_embeddings_without_lascl(replaced, capsys):
+    namespace, printed = run("embeddings", replaced, capsys)
+    assert "lascl" not in code("embeddings") and printed.startswith("tensor([[")
+    assert namespace["audio"].shape == (1, 256) and abs(namespace["audio"].norm().item() - 1) < 1e-5
+
+
+def test_labelling_files(replaced, capsys):
+    _, printed = run("predict_files", replaced, capsys)
+    answered, failed = printed.splitlines()
+    assert answered.split()[1] in LABELS and failed.endswith("b.wav: is an empty file, of 0 bytes.")
+
+
+def test_segments_of_a_call(replaced, capsys):
+    _, printed = run("segments", {**replaced, "abstain_below=0.3": "abstain_below=0.0"}, capsys)
+    lines = [line.split() for line in printed.splitlines()]
+    assert (lines[0][0], lines[-1][2]) == ("0.0", "4.0") and all(line[4] in LABELS for line in lines)
+    _, printed = run("segments", {**replaced, "abstain_below=0.3": "abstain_below=1.0"}, capsys)
+    assert printed.split()[-1] == "?"
+
+
+def test_fewer_bits(replaced, capsys):
+    namespace, _ = run("half_the_bits", replaced, capsys)
+    assert next(namespace["model"].parameters()).dtype == namespace["torch"].bfloat16
+
+
+def test_the_losses_alone(replaced, capsys):
+    namespace, printed = run("losses", replaced, capsys)
+    assert all(name in printed for name in ("contrastive", "divergence", "cross_entropy"))
+    assert all(namespace[name].grad.abs().sum() > 0 for name in ("audio_embeds", "label_embeds", "class_logits"))
+
+
+def test_scores_alone(replaced, capsys):
+    namespace, _ = run("scores", replaced, capsys)
+    assert namespace["scores"]["wa"] == pytest.approx(2 / 3) and namespace["scores"]["ua"] == 0.75
+
+
+def test_scores_as_an_evaluate_module(replaced, capsys):
+    _, printed = run("evaluate_module", replaced, capsys)
+    assert "0.5" in printed
+
+
+def test_listening_to_a_microphone(replaced, capsys, monkeypatch):
     """A stand-in for sounddevice, which gives three seconds of noise and is then pulled out."""
     noise = np.random.default_rng(0).standard_normal((12, 4000, 1)).astype(np.float32)
 
@@ -153,18 +214,30 @@ def test_training_from_python(replaced, capsys, monkeypatch, tmp_path):
     assert len(load_corpus("synthetic", num_speakers=5, utterances_per_speaker=4)) == 20
 
 
-def test_commands_and_files_that_it_names_exist():
+@pytest.mark.parametrize("name", TEXTS)
+def test_targets_files_and_folders_that_it_names_exist(name):
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make (\w+)`?", README):
-        assert f"\n{target}:" in makefile, target
-    for name in re.findall(r"`([\w/]+\.(?:py|md|yaml|yml|cfg|txt))`", README):
-        assert (ROOT / name).exists() or (ROOT / name).name in ("results.json",), name
-    for folder in re.findall(r"^\| `(\w+)/`", README, re.MULTILINE):
-        assert (ROOT / folder).is_dir(), folder
+    for target in re.findall(r"`?make (\w+)`?", " ".join(re.findall(r"`[^`]*`|^make .*$", TEXTS[name], re.MULTILINE))):
+        assert f"\n{target}:" in makefile or f"\n{target} " in makefile, target
+    for file in re.findall(r"`([\w/]+/[\w/]*\.(?:py|md|yaml|yml|cfg|txt))`", TEXTS[name]):
+        assert (ROOT / file).exists() or file.startswith("RUN/"), file
+    for folder in re.findall(r"`((?:recipes|benchmarks|results|examples|docs|space|hub|data)/[\w/]*)`", TEXTS[name]):
+        assert (ROOT / folder).exists(), folder
 
 
-def test_the_readme_lists_every_corpus_with_its_count_and_licence():
-    lines = [line for line in README.splitlines() if line.startswith("| `")]
+def test_the_readme_tells_what_is_in_the_house():
+    told = re.findall(r"`([\w./]+)`", "\n".join(re.findall(r"^\| (`[^|]*) \|", TEXTS["README.md"], re.MULTILINE)))
+    modules = {path.name for path in ROOT.glob("*.py")} - {"__init__.py"}
+    assert modules <= set(told)
+    for name in told:
+        assert (ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file(), name
+    visible = {path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
+    rooms = {f"{path.name}/" for path in visible if (path / "__init__.py").exists()}
+    assert rooms <= set(told)
+
+
+def test_the_docs_list_every_corpus_with_its_count_and_licence():
+    lines = [line for line in TEXTS["docs/corpora.md"].splitlines() if line.startswith("| `")]
     for corpus in PUBLIC_CORPORA.values():
         (line,) = [line for line in lines if line.startswith(f"| `{corpus.name}` |")]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
