@@ -18,6 +18,7 @@ _HOMES = {
     "joint_loss": "lascl.modeling_lascl",
     "LaSCLTrainer": "lascl.training",
     "LaSCLTrainingArguments": "lascl.training",
+    "load_corpora": "lascl.data",
     "load_corpus": "lascl.data",
     "make_folds": "lascl.data",
     "score": "lascl.evaluation",

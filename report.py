@@ -105,7 +105,8 @@ def caveats(run: Run) -> list[str]:
     planned = run.protocol.get("num_folds", done)
     random = [kind for kind in ("audio", "text") if isinstance(recipe.get(f"{kind}_encoder"), dict)]
     sentences = []
-    if recipe.get("corpus") == "synthetic":
+    corpora = [entry["corpus"] for entry in recipe.get("corpora") or [{"corpus": recipe.get("corpus")}]]
+    if "synthetic" in corpora:
         sentences.append("The speech is synthetic (eSpeak NG). These scores say nothing about human emotion.")
     if random:
         encoders = f"{' and '.join(random)} encoder{'s' * (len(random) - 1)}"

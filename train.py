@@ -40,8 +40,8 @@ from lascl.training.fold import (
 from lascl.training.prediction import predict_fold
 from lascl.training.prepare import begin_run, check_batches_of_folds, divide, read_corpus
 from lascl.training.protocol import announcement, note_begun
-from lascl.training.recipe import Recipe, parse_recipe
-from lascl.training.run_directory import FULL_DATA, environment, write_arrays, write_csv, write_json
+from lascl.training.recipe import FULL_DATA, Recipe, parse_recipe
+from lascl.training.run_directory import environment, write_arrays, write_csv, write_json
 from lascl.training.start import Weights, start_model
 
 
@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None):
         publisher = BackgroundPublisher.of_recipe(recipe, run_dir) if publishes else None
     with exits_in_a_sentence("train.py", partial(what_ran_out, folder=run_dir, args=args)), publisher or nullcontext():
         cross_validate(recipe, run_dir, corpus, folds, weights, publisher)
-        if process.is_main_process:
+        if process.is_main_process and recipe.fold_numbers(folds):
             report(run_dir, labels=corpus.features["label"].names)
         process.wait_for_everyone()
-        if recipe.hub_main == "full_data":
+        if recipe.trains_on_everything:
             train_on_everything(recipe, run_dir, corpus, weights)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # before the network is waited for, which others would time out on
@@ -90,7 +90,7 @@ def cross_validate(
     finished here is handed to the publisher, if there is one. `view_cache` holds what frozen encoders made of the
     audio, by `lascl.training.pooled.view_keys`, for whoever calls again."""
     view_cache = {} if view_cache is None else view_cache
-    for fold in (folds[number - 1] for number in recipe.fold_numbers(len(folds))):
+    for fold in (folds[number - 1] for number in recipe.fold_numbers(folds)):
         fold_dir = run_dir / f"fold-{fold.number}"
         if (fold_dir / "metrics.json").is_file():
             PartialState().print(f"Fold {fold.number}: complete, kept.")
@@ -157,6 +157,7 @@ def train_on_everything(recipe: Recipe, run_dir: Path, corpus, weights: Weights)
         train_fold(recipe, corpus, everything_of(corpus), folder, weights, {})
         if PartialState().is_main_process:
             shutil.rmtree(folder / "trainer", ignore_errors=True)
+    PartialState().print(f"The model of everything: {folder / 'checkpoint'}")
     PartialState().wait_for_everyone()
 
 

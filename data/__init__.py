@@ -10,7 +10,7 @@ from lascl.lazy import lazily
 
 if TYPE_CHECKING:
     from lascl.data.audio import SAMPLING_RATE, audio_duration_s, read_audio
-    from lascl.data.corpora import load_corpus
+    from lascl.data.corpora import load_corpora, load_corpus
     from lascl.data.dataset import SpeechCollator, SpeechDataset
     from lascl.data.folds import Fold, make_folds
     from lascl.data.sampling import UtteranceBatchSampler
@@ -22,6 +22,7 @@ _HOMES = {
     "SpeechDataset": "dataset",
     "UtteranceBatchSampler": "sampling",
     "audio_duration_s": "audio",
+    "load_corpora": "corpora",
     "load_corpus": "corpora",
     "make_folds": "folds",
     "read_audio": "audio",
@@ -33,6 +34,7 @@ __all__ = [
     "SpeechDataset",
     "UtteranceBatchSampler",
     "audio_duration_s",
+    "load_corpora",
     "load_corpus",
     "make_folds",
     "read_audio",

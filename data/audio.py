@@ -207,11 +207,17 @@ def _ffmpeg_blocks(path: Path, sampling_rate: int, max_duration_s: float, max_va
 def decoded_duration_s(path: str | Path) -> float:
     """Seconds of audio that a file truly holds: all of it is decoded, and none kept. Raises as `read_blocks` does, also
     where nothing would be left at `SAMPLING_RATE`."""
-    rate = SAMPLING_RATE if Path(path).suffix.lower() in FFMPEG_SUFFIXES else _header(path).samplerate
+    rate = own_rate(path)
     duration_s = sum(map(len, read_blocks(path, sampling_rate=rate))) / rate
     if duration_s * SAMPLING_RATE < 1:
         read_audio(path)  # says what is wrong if nothing is left after resampling
     return duration_s
+
+
+def own_rate(path: str | Path) -> int:
+    """The rate at which a file is read without being resampled, in Hz: its own, or `SAMPLING_RATE` of what ffmpeg
+    decodes. Raises as `audio_duration_s`."""
+    return SAMPLING_RATE if Path(path).suffix.lower() in FFMPEG_SUFFIXES else _header(path).samplerate
 
 
 def audio_duration_s(path: str | Path) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 from tqdm.auto import tqdm
 
-from lascl.data.audio import decoded_duration_s
+from lascl.data.audio import decoded_duration_s, own_rate, read_blocks
 
 
 def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, float | str]:
@@ -43,6 +43,13 @@ def content_hashes(paths: Iterable[str | Path], *, cache_dir: str | Path | None 
     """
     found = _remembered(paths, "lascl-hashed-audio", cache_dir, _content_hash, "Hashing audio")
     return {path: hashed[0] for path, hashed in found.items()}
+
+
+def sample_hashes(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, str | None]:
+    """BLAKE2b, 128 bits, of the samples and the rate of each file, by path as a string: the same recording has the same
+    as WAV and as FLAC. `None` for what cannot be read. Remembered as in `check_audio`."""
+    found = _remembered(paths, "lascl-hashed-samples", cache_dir, _sample_hash, "Comparing audio")
+    return {path: None if isinstance(hashed, str) else hashed[0] for path, hashed in found.items()}
 
 
 def _remembered(paths, name: str, cache_dir: str | Path | None, compute: Callable[[str], object], told: str) -> dict:
@@ -92,3 +99,14 @@ def _decode(path: str) -> float | str:
 def _content_hash(path: str) -> list[str]:
     with open(path, "rb") as file:
         return [hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]
+
+
+def _sample_hash(path: str) -> list[str] | str:
+    try:
+        rate = own_rate(path)
+        hashed = hashlib.blake2b(str(rate).encode(), digest_size=16)
+        for block in read_blocks(path, sampling_rate=rate):
+            hashed.update(block.tobytes())
+    except (ValueError, OSError) as error:
+        return str(error)
+    return [hashed.hexdigest()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import datasets
 
-from lascl.data.checked_audio import check_audio
+from lascl.data.checked_audio import check_audio, sample_hashes
 from lascl.data.emobox import read_emobox
 from lascl.data.hub_corpora import read_hub_dataset
 from lascl.data.iemocap import read_iemocap
@@ -22,6 +23,9 @@ from lascl.data.synthetic import SYNTHETIC_LABELS, generate_synthetic_corpus
 
 # Of the columns that only some corpora have.
 _COLUMN_TYPES = {str: "string", float: "float64", bool: "bool", int: "int64"}
+ENTRY = ("name", "corpus", "data_dir", "labels", "corpus_options")  # what is told of each of several corpora
+# Columns whose values mean something in their own corpus alone: speaker "01" of two corpora is two people.
+OWN_TO_A_CORPUS = ("id", "speaker", "session", "text_id")
 
 
 def load_corpus(
@@ -62,8 +66,7 @@ def load_corpus(
         FileNotFoundError: `data_dir` does not exist.
         ImportError: `synthetic` without eSpeak NG, with the package to install.
     """
-    if name not in _READERS:
-        raise ValueError(f"Unknown corpus {name!r}. Known: {', '.join(sorted(_READERS))}.")
+    _check_known(name)
     reader = _READERS[name]
     unknown = sorted(set(options) - set(inspect.signature(reader).parameters))
     if unknown:
@@ -101,6 +104,155 @@ def load_corpus(
     corpus = datasets.Dataset.from_dict(table, features=features)
     corpus.info.dataset_name = name  # `make_folds` knows the usual folds of some
     return corpus
+
+
+def load_corpora(
+    corpora: Sequence[Mapping],
+    *,
+    allow_partial: bool = False,
+    skipped: list[tuple[str, str]] | None = None,
+) -> datasets.Dataset:
+    """Loads corpora as one table, sorted by `id`. What each calls a label stays its word: nothing is mapped.
+
+    Args:
+        corpora: of each, as a mapping, `corpus`, and if need be `data_dir`, `labels` and `corpus_options`, which are
+            the arguments of `load_corpus`; and a `name`, by default its `corpus`. Their order changes nothing.
+        allow_partial, skipped: as for `load_corpus`.
+
+    Returns:
+        Of one corpus, the table of `load_corpus`. Of several, a table with the columns of all, and with `corpus` (str),
+        the name; `id`, `speaker`, `session` and `text_id` have it in front (`emodb/03a01Fa`), since they mean something
+        in their own corpus alone; `label` has the words of all, sorted; what a corpus does not tell is None.
+
+    Warns:
+        UserWarning: recordings with equal samples in two corpora (`equal_recordings`).
+
+    Raises:
+        ValueError: as `load_corpus`, the corpus named; no corpora, a key that means nothing, two of one name, a name
+            with `/`, `,` or `=` in it, or labels of two corpora that differ in case alone.
+        FileNotFoundError, ImportError: as `load_corpus`.
+    """
+    entries = check_entries(corpora)
+    if len(entries) == 1:
+        return _load_entry(entries[0], allow_partial, skipped)
+    tables = {}
+    for entry in entries:
+        left_out = None if skipped is None else []
+        try:
+            tables[entry["name"]] = _load_entry(entry, allow_partial, left_out)
+        except (ValueError, FileNotFoundError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            told = str(error).removeprefix(f"{entry['name']}: ")
+            raise kind(f"{entry['name']}: {told}") from error
+        if left_out:
+            skipped += [(f"{entry['name']}/{id}", reason) for id, reason in left_out]
+    table = _join(tables, kinds=",".join(f"{entry['name']}={entry['corpus']}" for entry in entries))
+    if sentence := said_of_equal_recordings(equal_recordings(table)):
+        warnings.warn(sentence, stacklevel=2)
+    return table
+
+
+def check_entries(corpora: Sequence[Mapping]) -> list[dict]:
+    """What is told of each corpus, with all keys of `ENTRY`, by name. Raises ValueError as `load_corpora` does, before
+    anything is read."""
+    if isinstance(corpora, (str, Mapping)) or not all(isinstance(entry, Mapping) for entry in corpora):
+        raise ValueError(f"corpora must be a list of mappings such as {{'corpus': 'emodb'}}; found {corpora!r}.")
+    if not corpora:
+        raise ValueError("corpora names no corpus.")
+    entries = []
+    for told in corpora:
+        unknown = sorted(map(str, set(told) - set(ENTRY)))
+        if unknown:
+            raise ValueError(f"An entry of corpora has no key {unknown[0]!r}; it has {', '.join(ENTRY)}.")
+        entry = {**dict.fromkeys(ENTRY), **told}
+        _check_known(entry["corpus"])
+        entry["name"] = str(entry["corpus"] if entry["name"] is None else entry["name"])
+        if not entry["name"].strip() or set("/,=") & set(entry["name"]):
+            raise ValueError(f"The name of a corpus must have no '/', ',' or '=' in it; found {entry['name']!r}.")
+        entries.append(entry)
+    names = Counter(entry["name"] for entry in entries)
+    twice = sorted(name for name, count in names.items() if count > 1)
+    if twice:
+        raise ValueError(f"Two of the corpora are called {twice[0]!r}. Give each a name of its own.")
+    return sorted(entries, key=lambda entry: entry["name"])
+
+
+def _check_known(name: str):
+    """Raises ValueError unless there is a reader of this name."""
+    if name not in _READERS:
+        several = f" For several corpora: --corpora {name}." if "," in str(name) else ""
+        raise ValueError(f"Unknown corpus {name!r}. Known: {', '.join(sorted(_READERS))}.{several}")
+
+
+def _load_entry(entry: Mapping, allow_partial: bool, skipped: list[tuple[str, str]] | None) -> datasets.Dataset:
+    return load_corpus(
+        entry["corpus"],
+        entry["data_dir"],
+        labels=entry["labels"],
+        allow_partial=allow_partial,
+        skipped=skipped,
+        **(entry["corpus_options"] or {}),
+    )
+
+
+def _join(tables: Mapping[str, datasets.Dataset], kinds: str) -> datasets.Dataset:
+    """One table of several, by name; `kinds` says what each is, as `a=csv,emodb=emodb`."""
+    words = sorted({word for table in tables.values() for word in table.features["label"].names})
+    folded = {}
+    for word in words:
+        if (other := folded.setdefault(word.casefold(), word)) != word:
+            raise ValueError(
+                f"The labels {other!r} and {word!r} of two corpora differ in case alone. Spell them one way: give one "
+                "of them `labels` that map its labels to words."
+            )
+    features = {}
+    for table in tables.values():
+        features = {**table.features, **features}
+    own = {"label": datasets.ClassLabel(names=words), "corpus": datasets.Value("string")}
+    features = datasets.Features({**features, **own})
+    columns = {column: [] for column in features}
+    for name, table in tables.items():
+        number_of = [words.index(word) for word in table.features["label"].names]
+        for column, cells in columns.items():
+            values = table[column][:] if column in table.column_names else [None] * len(table)
+            if column in OWN_TO_A_CORPUS:
+                values = [None if value is None else f"{name}/{value}" for value in values]
+            cells += [number_of[label] for label in values] if column == "label" else values
+        columns["corpus"][-len(table) :] = [name] * len(table)
+    order = sorted(range(len(columns["id"])), key=columns["id"].__getitem__)
+    columns = {column: [cells[row] for row in order] for column, cells in columns.items()}
+    joined = datasets.Dataset.from_dict(columns, features=features)
+    joined.info.dataset_name = "many"  # which has no usual folds of its own
+    joined.info.config_name = kinds  # `make_folds` knows the usual folds of some
+    return joined
+
+
+def equal_recordings(table: datasets.Dataset) -> list[tuple[str, str]]:
+    """Ids of recordings of different corpora whose samples are equal, whatever their files are called and however they
+    are packed, in pairs: the first of either corpus. Every file is decoded once and remembered."""
+    if "corpus" not in table.column_names:
+        return []
+    ids, names, paths = (table[column][:] for column in ("id", "corpus", "audio"))
+    hashes, first = sample_hashes(paths), {}
+    for id, name, path in zip(ids, names, paths):
+        if hashes[path] is not None:
+            first.setdefault(hashes[path], {}).setdefault(name, id)
+    pairs = []
+    for found in first.values():
+        one, *others = found.values()
+        pairs += [(one, other) for other in others]
+    return pairs
+
+
+def said_of_equal_recordings(pairs: list[tuple[str, str]]) -> str:
+    """A sentence about what `equal_recordings` found; empty if that is nothing."""
+    if not pairs:
+        return ""
+    more = f", and {len(pairs) - 1} more such pairs" if pairs[1:] else ""
+    return (
+        f"The same recording is in two corpora: {pairs[0][0]} and {pairs[0][1]}{more}. Where one trains and the other "
+        "is tested, the score is too good: leave one of them out."
+    )
 
 
 def _choose_labels(name: str, rows: list[dict], known: Iterable[str], labels) -> tuple[list[dict], set[str]]:

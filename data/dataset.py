@@ -15,6 +15,7 @@ import torch
 from lascl.data.audio import read_audio
 from lascl.data.augmentation import augment, build_augmentation
 from lascl.data.features import extract_features
+from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
 
 
 class SpeechDataset(torch.utils.data.Dataset):
@@ -35,6 +36,11 @@ class SpeechDataset(torch.utils.data.Dataset):
         num_views: V, views of each utterance in a batch; 1 is the clean view alone.
         augmentation_period: P, after so many epochs the augmented views repeat; `None`: never.
         seed: of the augmentation.
+        words: what the `labels` are numbers of, by default all words of the table. A row of another word has the label
+            -1: it can be predicted and neither trained on nor scored by number.
+
+    With several corpora `corpora` are the names of the rows' and `label_masks` (n, K) are the `words` that each row's
+    corpus annotates; both are `None` with one.
 
     Raises:
         ValueError: an unknown augmentation, or `num_views` or `augmentation_period` below 1.
@@ -51,6 +57,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         num_views: int = 1,
         augmentation_period: int | None = None,
         seed: int = 0,
+        words: Sequence[str] | None = None,
     ):
         if num_views < 1:
             raise ValueError(f"num_views must be at least 1; found {num_views}.")
@@ -60,6 +67,8 @@ class SpeechDataset(torch.utils.data.Dataset):
         columns = {name: corpus[name][:] for name in ("id", "audio", "label", "duration_s")}
         self.ids, self.paths, self.labels, durations_s = ([column[row] for row in rows] for column in columns.values())
         self.label_names = corpus.features["label"].names  # what a label's number means
+        self.corpora, self.label_masks = None, None
+        self._name_labels(corpus, rows, words)
         self.durations_s = [min(duration_s, max_duration_s) for duration_s in durations_s]
         self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, max_duration_s, seed
         self.num_views = 1 if augmentation == "none" else num_views
@@ -67,6 +76,24 @@ class SpeechDataset(torch.utils.data.Dataset):
         self.augmentation_name, self.augmentation = augmentation, build_augmentation(augmentation, sampling_rate)
         # In shared memory, so that workers which outlive an epoch see the new one.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def _name_labels(self, corpus: datasets.Dataset, rows: Sequence[int], words: Sequence[str] | None):
+        """Sets what follows from the words that are learned, and from the corpus of each row."""
+        names = self.label_names
+        if words is not None:
+            number_of = {word: number for number, word in enumerate(words)}
+            self.labels = [number_of.get(names[label], -1) for label in self.labels]
+            self.label_names = list(words)
+        of_rows = corpus_of_rows(corpus)
+        if of_rows is None:
+            return
+        self.corpora = [of_rows[row] for row in rows]
+        annotates = annotated_words(corpus)  # (C, K) of the table's words
+        own = np.zeros((len(annotates), len(self.label_names)), dtype=bool)
+        for number, word in enumerate(self.label_names):
+            if word in names:
+                own[:, number] = annotates[:, names.index(word)]
+        self.label_masks = torch.from_numpy(own[np.searchsorted(corpus_names(corpus), self.corpora)])  # (n, K)
 
     @property
     def epoch(self) -> int:
@@ -80,10 +107,11 @@ class SpeechDataset(torch.utils.data.Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict:
-        """`id`, `label` (int) and `views`: V arrays (samples,), float32."""
+        """`id`, `label` (int) and `views`: V arrays (samples,), float32; with several corpora `label_mask` (K,)."""
         clean = self._read(index)
         augmented = [self._augment(clean, index, view, self.epoch) for view in range(1, self.num_views)]
-        return {"id": self.ids[index], "label": self.labels[index], "views": [clean, *augmented]}
+        mask = {} if self.label_masks is None else {"label_mask": self.label_masks[index]}
+        return {"id": self.ids[index], "label": self.labels[index], **mask, "views": [clean, *augmented]}
 
     def view(self, index: int, view: int, epoch: int) -> np.ndarray:
         """One view (samples,) of an utterance as a given epoch has it; view 0 is the clean one."""

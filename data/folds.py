@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 
 import datasets
@@ -20,7 +20,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 
 PROTOCOLS = ("leave_one_session_out", "leave_one_speaker_out", "speaker_folds", "manifest", "emobox")
-VALIDATIONS = ("none", "session", "speaker", "manifest")
+OF_CORPORA = ("leave_one_corpus_out", "within_each")  # protocols that need a column `corpus`
+VALIDATIONS = ("none", "session", "speaker", "manifest", "corpus")
 # Names of the parts of one official split, as a `fold` column may hold them; validation under any of three.
 TRAIN, VALIDATION, TEST = "train", ("validation", "valid", "dev"), "test"
 # Of the speakers who train, for `validation="speaker"`.
@@ -109,12 +110,13 @@ class Column:
 @dataclass(frozen=True)
 class Fold:
     """One split of a corpus, as row indices into it (sequences; lists or `Rows`). `number` counts from 1; `validation`
-    may be empty."""
+    may be empty. `name` is that of the corpus that is tested, where one is left out."""
 
     number: int
     train: Sequence[int]
     test: Sequence[int]
     validation: Sequence[int] = field(default_factory=list)
+    name: str | None = None
 
     def shared_speakers(self, corpus: datasets.Dataset) -> set[str]:
         """Who is heard in training or validation and in the test."""
@@ -177,9 +179,9 @@ def make_folds(
     """Speaker-independent folds; they do not depend on the order of the rows.
 
     Args:
-        corpus: from `load_corpus`.
-        num_folds: of `speaker_folds`: at least 2, at most the number of speakers; by default five, or as many as there
-            are speakers.
+        corpus: from `load_corpus` or `load_corpora`.
+        num_folds: of `speaker_folds`, and of each corpus under `within_each`: at least 2, at most the number of
+            speakers; by default five, or as many as there are speakers.
         protocol: what is tested together.
 
             * `leave_one_session_out`: the utterances of a session (IEMOCAP: two speakers);
@@ -190,17 +192,22 @@ def make_folds(
             * `manifest`: those of a name in the column `fold`; the name `train` is never tested. If the names are
               `train` and `test` (and `validation`, `valid` or `dev`), they are one official split: one fold;
             * `emobox`: likewise, for the corpus `emobox`, whose official folds may put a speaker on two sides. They are
-              taken as they are, to compare with its table, and the report says so.
+              taken as they are, to compare with its table, and the report says so;
+            * `leave_one_corpus_out` (several corpora): all of a corpus, by a model of the others;
+            * `within_each` (several corpora): in fold k what fold k of each corpus alone would test, of those that have
+              so many; the rest of all trains.
 
-            By default the corpus's own, which is the first of `emobox`, `manifest`, `leave_one_session_out` and
-            `speaker_folds` that it has what is needed for; with `num_folds`, `speaker_folds`.
+            By default `leave_one_corpus_out` of several corpora; of one its own, which is the first of `emobox`,
+            `manifest`, `leave_one_session_out` and `speaker_folds` that it has what is needed for; with `num_folds`,
+            `speaker_folds`.
         validation: what is taken from the training side to choose an epoch by.
 
             * `none`: nothing, all other speakers train;
             * `session`: the session after the test's (a session of the test is never taken);
             * `speaker`: a tenth of the speakers, at least one, drawn; nobody who shares a session with a speaker of the
               test, as a partner in dialogue is half a leak;
-            * `manifest`: the validation part of an official split (which otherwise trains).
+            * `manifest`: the validation part of an official split (which otherwise trains);
+            * `corpus` (under `leave_one_corpus_out`): the corpus after the test's, by name.
         seed: of the grouping, and of the speakers drawn for validation.
 
     Returns:
@@ -211,17 +218,20 @@ def make_folds(
         ValueError: an unknown protocol or validation, one that the corpus has no column for, fewer speakers than
             folds, fewer than two folds, nobody left to validate or train on, or a speaker on two sides.
     """
-    if protocol not in (None, *PROTOCOLS):
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; found {protocol!r}.")
-    if validation not in VALIDATIONS:
-        raise ValueError(f"validation must be one of {', '.join(VALIDATIONS)}; found {validation!r}.")
+    has_corpora = "corpus" in corpus.column_names
+    if has_corpora and protocol is None:
+        protocol = "leave_one_corpus_out"
+    _check_protocol(protocol, validation, has_corpora)
+    if protocol == "within_each":
+        return _within_each(corpus, num_folds, validation, seed)
     has_folds, has_sessions = "fold" in corpus.column_names, None not in corpus["session"][:]
     if protocol is None and num_folds is None:
         own = "emobox" if corpus.info.dataset_name == "emobox" else "manifest"
         protocol = own if has_folds else "leave_one_session_out" if has_sessions else "speaker_folds"
     protocol = protocol or "speaker_folds"
     if num_folds is not None and protocol != "speaker_folds":
-        raise ValueError(f"num_folds belongs to the protocol speaker_folds; found {num_folds} with {protocol}.")
+        others = " and within_each" if has_corpora else ""
+        raise ValueError(f"num_folds belongs to the protocol speaker_folds{others}; found {num_folds} with {protocol}.")
     if protocol in ("manifest", "emobox") and not has_folds:
         raise ValueError(f"The protocol {protocol} needs a column `fold`, which this corpus does not have.")
     if (protocol == "leave_one_session_out" or validation == "session") and not has_sessions:
@@ -235,26 +245,81 @@ def make_folds(
         names = corpus["session"][:]
     elif protocol == "leave_one_speaker_out":
         names = corpus["speaker"][:]
+    elif protocol == "leave_one_corpus_out":
+        names = corpus["corpus"][:]
     else:
         names = _group_speakers(corpus, num_folds, seed)
     if validation == "manifest":
         raise ValueError("validation manifest needs a column `fold` with train, validation and test.")
     if len(set(names)) < 2:
         raise ValueError(f"Cross-validation needs two folds at least; all utterances are in fold {names[0]!r}.")
-    # 10 after 9, not after 1.
-    order = sorted(
-        set(names) - ({TRAIN} if protocol in ("manifest", "emobox") else set()),
-        key=lambda name: (not str(name).isdecimal(), int(name) if str(name).isdecimal() else name),
-    )
     groups, speakers = Column(names).groups(), Column(corpus["speaker"][:])
     take = _Validation(corpus, speakers, validation, seed)
     folds = []
-    for number, name in enumerate(order, start=1):
-        fold = take.of(Fold(number, Rows([groups[name]], all_but=len(names)), groups[name].tolist()))
+    for number, name in enumerate(_in_order(set(names), protocol), start=1):
+        tested = name if protocol == "leave_one_corpus_out" else None
+        fold = take.of(Fold(number, Rows([groups[name]], all_but=len(names)), groups[name].tolist(), name=tested))
         if protocol != "emobox":
             _check_speakers(fold, speakers)
         folds.append(fold)
     return folds
+
+
+def _check_protocol(protocol: str | None, validation: str, has_corpora: bool):
+    """Raises ValueError for a protocol or a validation that there is not, or not for so many corpora."""
+    if protocol not in (None, *PROTOCOLS, *OF_CORPORA):
+        raise ValueError(f"protocol must be one of {', '.join((*PROTOCOLS, *OF_CORPORA))}; found {protocol!r}.")
+    if validation not in VALIDATIONS:
+        raise ValueError(f"validation must be one of {', '.join(VALIDATIONS)}; found {validation!r}.")
+    if protocol in OF_CORPORA and not has_corpora:
+        raise ValueError(f"The protocol {protocol} needs several corpora, and this is one. Choose another protocol.")
+    if validation == "corpus" and protocol != "leave_one_corpus_out":
+        raise ValueError("validation corpus belongs to the protocol leave_one_corpus_out of several corpora.")
+
+
+def _in_order(names: set, protocol: str) -> list:
+    """Names of folds: 10 after 9, not after 1."""
+    if protocol == "leave_one_corpus_out":
+        return sorted(names)
+    return sorted(
+        names - ({TRAIN} if protocol in ("manifest", "emobox") else set()),
+        key=lambda name: (not str(name).isdecimal(), int(name) if str(name).isdecimal() else name),
+    )
+
+
+def _within_each(table, num_folds: int | None, validation: str, seed: int) -> list[Fold]:
+    """Fold k of each corpus that has one, as it would be alone; what it neither tests nor holds back trains."""
+    kinds = dict(entry.split("=") for entry in (table.info.config_name or "").split(",") if entry)
+    tested, held_back = {}, {}  # by number of the fold, rows of each corpus
+    for name, rows in sorted(Column(table["corpus"][:]).groups().items()):
+        alone = _as_alone(table.select(rows), name)
+        alone.info.dataset_name = kinds.get(name, name)
+        try:
+            folds = make_folds(alone, num_folds, validation=validation, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        for fold in folds:
+            tested.setdefault(fold.number, []).append(rows[np.asarray(fold.test, dtype=np.int64)])
+            held_back.setdefault(fold.number, []).append(rows[np.asarray(fold.validation, dtype=np.int64)])
+    return [
+        Fold(
+            number,
+            Rows([*tested[number], *held_back[number]], all_but=len(table)),
+            np.sort(np.concatenate(tested[number])).tolist(),
+            Rows(held_back[number]),
+        )
+        for number in sorted(tested)
+    ]
+
+
+def _as_alone(part: datasets.Dataset, name: str) -> datasets.Dataset:
+    """One corpus's rows of a table of several, with the columns that decide folds as its own table has them."""
+    columns = {"label": part["label"][:]}
+    for column in ("id", "speaker", "session"):
+        columns[column] = [value and value.removeprefix(f"{name}/") for value in part[column][:]]
+    if "fold" in part.column_names and None not in part["fold"][:]:
+        columns["fold"] = part["fold"][:]
+    return datasets.Dataset.from_dict(columns)
 
 
 def _official_split(corpus, names: Sequence[str], validation: str, *, checked: bool) -> Fold:
@@ -277,6 +342,9 @@ class _Validation:
         self.validation, self.seed, self.num_rows, self.speakers = validation, seed, len(corpus), speakers
         if validation == "none":
             return
+        if validation == "corpus":
+            self.of_corpus = Column(corpus["corpus"][:]).groups()
+            return
         self.sessions = Column(corpus["session"][:])
         self.of_session, self.of_speaker = self.sessions.groups(), speakers.groups()
         self.sorted_sessions = sorted(set(self.sessions.values) - {None})
@@ -287,11 +355,23 @@ class _Validation:
         """The fold with some of its training rows moved to validation."""
         if self.validation == "none":
             return fold
+        if self.validation == "corpus":
+            return self._corpus_after(fold)
         tested = {self.sessions.values[code] for code in np.unique(self.sessions.codes[fold.test])} - {None}
         moved = self._session_after(fold, tested) if self.validation == "session" else self._some(fold, tested)
         if (self.speakers.occurs(fold.test) & self.speakers.occurs(fold.train)).any():  # as official folds may have it
             moved = [np.setdiff1d(rows, fold.test, assume_unique=True) for rows in moved]
-        return Fold(fold.number, Rows([*fold.train.parts, *moved], all_but=self.num_rows), fold.test, Rows(moved))
+        return self._moved(fold, moved)
+
+    def _moved(self, fold: Fold, rows: list[np.ndarray]) -> Fold:
+        train = Rows([*fold.train.parts, *rows], all_but=self.num_rows)
+        return replace(fold, train=train, validation=Rows(rows))
+
+    def _corpus_after(self, fold: Fold) -> Fold:
+        order = sorted(self.of_corpus)
+        if len(order) < 3:
+            raise ValueError("validation corpus needs three corpora: to train on, to validate and to test; found two.")
+        return self._moved(fold, [self.of_corpus[order[(order.index(fold.name) + 1) % len(order)]]])
 
     def _session_after(self, fold: Fold, tested: set) -> list[np.ndarray]:
         order = self.sorted_sessions

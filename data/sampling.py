@@ -1,10 +1,12 @@
 """Which utterances each process reads, batch by batch.
 
-Letters: N utterances, G utterances of a global batch, W processes, A accumulation steps, K classes, M of a class.
+Letters: N utterances, G utterances of a global batch, W processes, A accumulation steps, K classes, M of a class, C
+corpora, n_c utterances of one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,18 +26,29 @@ def check_batches(
     utterances_per_class: int | None,
     num_processes: int,
     accumulation_steps: int,
+    corpora: Sequence[int] = (),
+    corpus_exponent: float = 0.5,
+    bucket_by_length: bool = False,
 ) -> int:
-    """How many classes a batch of `UtteranceBatchSampler` holds (1 where they are not balanced); of so many utterances
-    and classes, before any is read.
+    """How many classes a batch of `UtteranceBatchSampler` holds (1 where they are not balanced); of so many utterances,
+    classes and `corpora`, each of so many utterances, before any is read.
 
     Raises:
         ValueError: as `UtteranceBatchSampler`.
     """
-    if num_utterances < num_processes * accumulation_steps:
+    places = num_processes * accumulation_steps
+    if num_utterances < places:
         raise ValueError(
             f"{num_utterances} utterances cannot be shared by {num_processes} processes x {accumulation_steps} "
             "accumulation steps. Use fewer."
         )
+    if len(corpora) > 1:
+        _check_corpora(corpora, corpus_exponent, num_batches(num_utterances, global_batch_size, places))
+        other = "bucket_by_length" if bucket_by_length else "utterances_per_class"
+        if bucket_by_length or utterances_per_class is not None:
+            raise ValueError(
+                f"Batches of several corpora are drawn by corpus_exponent, and not by {other} too: unset it."
+            )
     if utterances_per_class is None:
         return 1
     classes_per_batch, rest = divmod(global_batch_size, utterances_per_class)
@@ -45,6 +58,35 @@ def check_batches(
             f"number of classes; found {global_batch_size}."
         )
     return classes_per_batch
+
+
+def num_batches(num_utterances: int, global_batch_size: int, places: int) -> int:
+    """Global batches of an epoch: ceil(N / G), or fewer and larger ones where a place would go without."""
+    return min(-(-num_utterances // global_batch_size), num_utterances // places)
+
+
+def places_of_corpora(sizes: Sequence[int], exponent: float) -> list[int]:
+    """Of the N = sum n_c places of an epoch, those of each corpus: N n_c^a / sum n^a, rounded so that they sum to N
+    (the largest remainders are rounded up, the first of equals)."""
+    weights = np.asarray(sizes, dtype=float) ** exponent
+    shares = sum(sizes) * weights / weights.sum()
+    places = np.floor(shares).astype(int)
+    most_lost = np.argsort(places - shares, kind="stable")[: sum(sizes) - places.sum()]
+    places[most_lost] += 1
+    return places.tolist()
+
+
+def _check_corpora(sizes: Sequence[int], exponent: float, batches: int):
+    """Raises ValueError if some of so many batches could not hold two corpora."""
+    if not 0 <= exponent <= 1:
+        raise ValueError(f"corpus_exponent must lie between 0 and 1; found {exponent}.")
+    places = places_of_corpora(sizes, exponent)
+    others = sum(places) - max(places)
+    if others < batches or sum(places) < 2 * batches:
+        raise ValueError(
+            f"Each of {batches} batches must hold utterances of two corpora, but all corpora except the largest have "
+            f"{others} places of an epoch's {sum(places)}. Set a lower corpus_exponent, or a larger global_batch_size."
+        )
 
 
 class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
@@ -59,6 +101,10 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
     so do the utterances of a class: rare ones come several times an epoch, and of a frequent class some wait for
     another epoch.
 
+    With several `corpora`, corpus c gets N n_c^a / sum n^a of the epoch's N places, and its utterances take turns over
+    the epochs: between any two, the numbers of times that they have come differ by one at most. Each corpus is spread
+    evenly over the batches, and each batch holds at least two. With a = 1 every utterance is in exactly one batch.
+
     Each iteration yields A batches for every global batch, dealt like cards to W x A places, so that a class or a
     length is spread evenly. `set_epoch` chooses the epoch.
 
@@ -69,10 +115,14 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
         durations_s: in seconds; given, utterances of like length come into the same batch (less padding).
         labels: class of each utterance; needed with `utterances_per_class`.
         utterances_per_class: M.
+        corpora: of each utterance its corpus; `None`, or all the same, is one corpus.
+        corpus_exponent: a, from 0 (all corpora alike) to 1 (by size).
         num_processes, process_index, accumulation_steps: W, this one of them, A.
 
     Raises:
-        ValueError: fewer utterances than places, a G that is not a multiple of M, or more classes a batch than exist.
+        ValueError: fewer utterances than places, a G that is not a multiple of M, or more classes a batch than exist;
+            of several corpora, a beyond its range, `durations_s` or `utterances_per_class`, or so few utterances
+            outside the largest that some batch could not hold two.
     """
 
     def __init__(
@@ -84,12 +134,16 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
         durations_s: Sequence[float] | None = None,
         labels: Sequence[int] | None = None,
         utterances_per_class: int | None = None,
+        corpora: Sequence[str] | None = None,
+        corpus_exponent: float = 0.5,
         num_processes: int = 1,
         process_index: int = 0,
         accumulation_steps: int = 1,
     ):
         places = num_processes * accumulation_steps
         present = [] if utterances_per_class is None else sorted(set(labels))
+        sizes = Counter(corpora or ())
+        names = sorted(sizes, key=lambda name: (-sizes[name], name))  # the largest is dealt first
         self.classes_per_batch = check_batches(
             len(ids),
             len(present),
@@ -97,13 +151,20 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
             utterances_per_class=utterances_per_class,
             num_processes=num_processes,
             accumulation_steps=accumulation_steps,
+            corpora=[sizes[name] for name in names],
+            corpus_exponent=corpus_exponent,
+            bucket_by_length=durations_s is not None,
         )
-        self.num_batches = min(-(-len(ids) // global_batch_size), len(ids) // places)
+        self.num_batches = num_batches(len(ids), global_batch_size, places)
         by_name = sorted(range(len(ids)), key=ids.__getitem__)
         self.utterances_per_class = utterances_per_class
         self.classes = [np.array(by_name)]  # without classes to balance, all are of one
         if utterances_per_class is not None:
             self.classes = [np.array([row for row in by_name if labels[row] == label]) for label in present]
+        self.corpora = []
+        if len(names) > 1:
+            self.corpora = [np.array([row for row in by_name if corpora[row] == name]) for name in names]
+        self.places_a_corpus = places_of_corpora([len(members) for members in self.corpora], corpus_exponent)
         self.seed, self.epoch = seed, 0
         self.durations_s = None if durations_s is None else np.asarray(durations_s)
         self.places, self.first_place, self.num_processes = places, process_index, num_processes
@@ -122,6 +183,8 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
     def global_batches(self) -> list[list[int]]:
         """All batches of the epoch, whole, as indices into `ids`."""
         rng = np.random.default_rng([self.seed, self.epoch])
+        if self.corpora:
+            return self._batches_of_corpora(rng)
         batches: list[list[int]] = [[] for _ in range(self.num_batches)]
         for members, turns in zip(self.classes, self._turns(rng)):
             if not turns:  # more classes than the epoch has places: its turn comes in another epoch
@@ -137,6 +200,31 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
         if self.durations_s is None:
             return batches
         return [batches[number] for number in rng.permutation(self.num_batches)]  # else short ones come first
+
+    def _batches_of_corpora(self, rng: np.random.Generator) -> list[list[int]]:
+        """Dealt like cards, corpus by corpus, the largest first: so a batch has of each its share, rounded down or up.
+        What comes twice is dealt to neighbours: the same utterance twice in a batch would be its own positive."""
+        cards = []
+        for number, places in enumerate(self.places_a_corpus):
+            for row, times in Counter(self._turn_of_corpus(number, places)).items():
+                cards += [row] * times
+        return [cards[batch :: self.num_batches] for batch in rng.permutation(self.num_batches).tolist()]
+
+    def _turn_of_corpus(self, number: int, places: int) -> list[int]:
+        """What a corpus gives this epoch, which goes on where the last one stopped in an endless row of rounds. Each is
+        in an order of its own; only, what an epoch has had comes last in a round that begins within it."""
+        members, turn = self.corpora[number], 0
+        waiting = np.zeros(0, dtype=np.int64)  # the rest of a round, as numbers of members
+        for _ in range(self.epoch + 1):
+            times, drawn = np.zeros(len(members), dtype=np.int64), []
+            while (wanted := places - int(times.sum())) > 0:
+                if not len(waiting):
+                    order = np.random.default_rng([self.seed, number, turn]).permutation(len(members))
+                    waiting, turn = order[np.argsort(times[order], kind="stable")], turn + 1
+                now, waiting = waiting[:wanted], waiting[wanted:]
+                times[now] += 1
+                drawn.append(now)
+        return members[np.concatenate(drawn)].tolist()
 
     def _turns(self, rng: np.random.Generator) -> list[list[int]]:
         """For each class, the batches that it is in: the classes that were in fewest come next."""

@@ -13,7 +13,7 @@ from lascl.data.public_corpora import PUBLIC_CORPORA
 from lascl.evaluation.report_data import best_epoch_on_test, parsed_file
 from lascl.evaluation.results import interval_of, per_cent, read_predictions, score_rows, with_interval
 from lascl.report import markdown_cell
-from lascl.training.recipe import Recipe, with_absent
+from lascl.training.recipe import FULL_DATA, Recipe, with_absent
 
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
@@ -66,7 +66,7 @@ def fold_card(
         repo_id: `org/name` of the repository, for the code in the card, which loads the branch `fold-K` (`None`:
             `main`). Without it the code says `PATH_OR_NAME`.
         checkpoint: the folder with `config.json` and `preprocessor_config.json`; by default the fold's, or that of
-            the first fold there is.
+            the training on everything, or of the first fold there is.
 
     Returns:
         The card. WA, UA and macro-F1 of the model's own head on its own fold are in `card.data.eval_results` as
@@ -85,18 +85,16 @@ def fold_card(
     sides = {side["fold"]: side for side in protocol["folds"]}
     if fold_number is not None and fold_number not in sides:
         raise ValueError(f"{run_dir} has no fold {fold_number}; its folds are 1 to {len(sides)}.")
-    if fold_number is None and results is None:
-        raise ValueError(f"{run_dir} has no results.json, which this card quotes. Finish the run first.")
-    fold_dir = run_dir / f"fold-{fold_number or results['folds'][0]['fold']}"
-    checkpoint = Path(checkpoint or fold_dir / "checkpoint")
+    own_dir = run_dir / (f"fold-{fold_number}" if fold_number else FULL_DATA)
+    checkpoint = Path(checkpoint or _checkpoint(run_dir, own_dir, results))
     config, extractor = (_read(checkpoint / name) for name in ("config.json", "preprocessor_config.json"))
     recipe["label_template"] = recipe["label_template"] or config.get("label_template", "{label}")
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     limit_s = min(recipe["max_duration_s"], extractor.get("chunk_length", recipe["max_duration_s"]))
 
     commit = environment["commit"]
-    if fold_number and (fold_dir / "metrics.json").is_file():
-        commit = _read(fold_dir / "metrics.json")["commit"]
+    if fold_number and (own_dir / "metrics.json").is_file():
+        commit = _read(own_dir / "metrics.json")["commit"]
     own, table = _own_scores(run_dir, fold_number, labels)
     if results:
         table += _over_folds(run_dir, results)
@@ -108,7 +106,7 @@ def fold_card(
     }
     card_data = _card_data(recipe, config, corpus)
     if own:
-        card_data.model_name = repo_id.rpartition("/")[2] if repo_id else f"lascl-{recipe['corpus']}"
+        card_data.model_name = repo_id.rpartition("/")[2] if repo_id else f"lascl-{recipe['corpus'] or 'many'}"
         card_data.eval_results = _eval_results(fold_number, own, recipe, protocol, corpus, limit_s)
     content = _template().render(
         card_data=card_data.to_yaml(),
@@ -123,6 +121,7 @@ def fold_card(
         labels=labels,
         max_duration_s=limit_s,
         corpus=corpus,
+        options_of_corpora=options_of_corpora(recipe),
         encoders=encoders,
         random=[kind for kind in encoders if isinstance(recipe[f"{kind}_encoder"], dict)],
         table=table,
@@ -135,6 +134,15 @@ def fold_card(
     return ModelCard(content)
 
 
+def _checkpoint(run_dir: Path, own_dir: Path, results: dict | None) -> Path:
+    """That of a fold or of the training on everything; where there is no such training, the first fold's."""
+    if own_dir.name != FULL_DATA or (own_dir / "checkpoint").is_dir():
+        return own_dir / "checkpoint"
+    if results is None:
+        raise ValueError(f"{run_dir} has no results.json, which this card quotes. Finish the run first.")
+    return run_dir / f"fold-{results['folds'][0]['fold']}" / "checkpoint"
+
+
 def _card_data(recipe: dict, config: dict, corpus: dict) -> ModelCardData:
     """The metadata that do not depend on scores."""
     return ModelCardData(
@@ -142,7 +150,7 @@ def _card_data(recipe: dict, config: dict, corpus: dict) -> ModelCardData:
         pipeline_tag="audio-classification",
         library_name="transformers",
         datasets=corpus["datasets"],
-        language=LANGUAGE_CODES.get(corpus["language"]),
+        language=_codes(corpus["each"]),
         license="other",
         license_name="see-the-card",
         metrics=[metric for metric, *_ in METRICS.values()],
@@ -191,7 +199,7 @@ def _eval_results(
         EvalResult(
             task_type="audio-classification",
             task_name="Speech emotion recognition",
-            dataset_type=(corpus["datasets"] or [recipe["corpus"]])[0],
+            dataset_type=(corpus["datasets"] or [recipe["corpus"] or "many"])[0],
             dataset_name=corpus["title"],
             dataset_split=f"fold-{fold_number}",
             # What `lascl-verify` needs to predict again, and a reader to compare.
@@ -256,10 +264,50 @@ def _selection(recipe: dict) -> str:
 
 
 def _corpus_facts(recipe: dict) -> dict:
-    """What a reader must know of the corpus: whose voices, which licence, how to cite."""
-    name = recipe["corpus"]
+    """What a reader must know of the corpus: whose voices, which licence, how to cite. Of several, these of `each`, and
+    in one what can be said of all."""
+    entries = recipe["corpora"] or [{"name": recipe["corpus"], **recipe}]
+    each = [_facts_of(entry) for entry in entries]
+    if len(each) == 1:
+        return {**each[0], "each": each}
+    return {
+        "title": f"{len(each)} corpora: {', '.join(facts['title'] for facts in each)}",
+        "datasets": [name for facts in each for name in facts["datasets"] or ()] or None,
+        "synthetic": any(facts["synthetic"] for facts in each),
+        "voices": " ".join(f"{entry['name']}: {facts['voices']}" for entry, facts in zip(entries, each)),
+        "each": each,
+    }
+
+
+def _codes(each: list[dict]) -> str | list[str] | None:
+    """The languages of corpora as the Hub writes them."""
+    codes = sorted({LANGUAGE_CODES[facts["language"]] for facts in each if facts["language"] in LANGUAGE_CODES})
+    return codes if len(codes) > 1 else next(iter(codes), None)
+
+
+def options_of_corpora(recipe: dict) -> str:
+    """How the recipe's corpora are told to a command, but for where they lie."""
+    entries = recipe["corpora"]
+    if not entries:
+        labels = f" --labels '{json.dumps(recipe['labels'])}'" if recipe["labels"] else ""
+        return f"--corpus {recipe['corpus']} --data_dir FOLDER{labels}"
+    if any(entry["labels"] or entry["corpus_options"] for entry in entries):
+        told = [{name: value for name, value in entry.items() if value and name != "data_dir"} for entry in entries]
+        return f"--corpora '{json.dumps(told)}' --data_dir FOLDER"
+    told = (
+        entry["name"] if entry["name"] == entry["corpus"] else f"{entry['name']}={entry['corpus']}" for entry in entries
+    )
+    return f"--corpora {','.join(told)} --data_dir FOLDER"
+
+
+def _facts_of(entry: dict) -> dict:
+    name = entry["corpus"]
     unknown = {"language": "not stated", "license": "not stated", "url": None, "citation": None}
-    facts = {"title": f"a corpus of the author's own (`{name}`)", "datasets": None, "synthetic": name == "synthetic"}
+    facts = {
+        "title": f"a corpus of the author's own (`{entry['name']}`)",
+        "datasets": None,
+        "synthetic": name == "synthetic",
+    }
     facts |= {**unknown, "voices": "Those of the training corpus, of which this card knows nothing more."}
     if name in PUBLIC_CORPORA:
         public = PUBLIC_CORPORA[name]
@@ -283,7 +331,7 @@ def _corpus_facts(recipe: dict) -> dict:
             "voices": "None: a speech synthesiser with rules for four moods.",
         }
     elif name == "hf":
-        dataset = (recipe["corpus_options"] or {}).get("dataset_name")
+        dataset = (entry["corpus_options"] or {}).get("dataset_name")
         if _is_hub_name(dataset):
             facts |= {"title": dataset, "datasets": [dataset], "url": f"https://huggingface.co/datasets/{dataset}"}
     return facts

@@ -48,8 +48,8 @@ from lascl.hub.card import fold_card, public_config
 from lascl.hub.ownership import CARD, RECORD, Record, hashes, is_lascl_config, merged_card
 from lascl.hub.space import SDK, check_index_url, stage_space
 from lascl.modeling_lascl import save_text_encoder
-from lascl.training.recipe import HUB_MAIN, Recipe, check_repo_id
-from lascl.training.run_directory import FULL_DATA, link_or_copy, write_text
+from lascl.training.recipe import FULL_DATA, HUB_MAIN, Recipe, check_repo_id
+from lascl.training.run_directory import link_or_copy, write_text
 
 
 # The HTTP client that huggingface_hub uses, whose errors come through: httpx, and httpx2 from its version 2 on, with
@@ -176,14 +176,15 @@ def publish(
     if torch_index_url is not None:
         check_index_url(torch_index_url)
     finished = finished_folds(run_dir)
-    if not finished:
+    is_alone = not finished and (run_dir / FULL_DATA / "checkpoint").is_dir()  # --folds none --final_model true
+    if not finished and not is_alone:
         raise ValueError(f"{run_dir} has no finished fold: give the output_dir of train.py.")
     chosen = finished if folds is None else folds
     for number in chosen:
         if number not in finished:
             raise ValueError(f"Fold {number} of {run_dir} is not finished; finished: {', '.join(map(str, finished))}.")
     sources = {f"fold-{number}": number for number in chosen}
-    if (run_dir / "results.json").is_file():
+    if (run_dir / "results.json").is_file() or is_alone:
         sources["main"] = fold_for_main(run_dir, hub_main)
     prepare_client()
     api, new = HfApi(), []
@@ -235,11 +236,14 @@ def fold_for_main(run_dir: Path, hub_main: str | None = None) -> int | None:
     has_full_data = (run_dir / FULL_DATA / "checkpoint").is_dir()
     if hub_main == "full_data" and not has_full_data:
         raise ValueError(
-            "hub_main full_data needs a run that has trained on everything: train.py --hub_main full_data."
+            "hub_main full_data needs a run that has trained on everything: train.py --hub_main full_data, or "
+            "--final_model true."
         )
     if hub_main == "full_data" or (hub_main is None and has_full_data):
         return None
     folds, recipe = finished_folds(run_dir), _read_recipe(run_dir)
+    if not folds:
+        raise ValueError(f"hub_main {hub_main} needs a finished fold, and {run_dir} has the final model alone.")
     scores = {}
     for number in folds:
         history = json.loads((run_dir / f"fold-{number}" / "log_history.json").read_text(encoding="utf-8"))

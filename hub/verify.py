@@ -14,7 +14,8 @@ from transformers.utils import logging
 
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.console import unless_pipe_closes
-from lascl.data import Fold, load_corpus
+from lascl.data import Fold, load_corpora
+from lascl.data.words import corpus_names
 from lascl.evaluation.results import PROBABILITY, read_predictions, score_rows
 from lascl.hub.card import DECIMALS, METRICS
 from lascl.training.prediction import predict_fold
@@ -39,23 +40,24 @@ def main(argv: list[str] | None = None):
     )
     parser.add_argument("model", metavar="NAME_OR_FOLDER", help="a repository on the Hub, or a folder of one's files")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub, such as fold-3")
-    parser.add_argument("--corpus", required=True, help="name of the corpus, as for training")
-    parser.add_argument("--data_dir", help="folder of the corpus")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--corpus", help="name of the corpus, as for training")
+    which.add_argument("--corpora", help="of several, as for training: emodb,ravdess,mine=csv, or JSON")
+    parser.add_argument("--data_dir", help="folder of the corpus; of corpora, the folder that holds theirs")
     parser.add_argument("--labels", help="as for training, if it kept or renamed some")
     parser.add_argument("--corpus_options", help="as for training, as JSON")
     parser.add_argument("--batch_size", type=int, default=8, help="utterances predicted at once (default: 8)")
     args = parser.parse_args(argv)
     logging.disable_progress_bar()  # of loading weights; predicting keeps its own
     try:
-        recipe = Recipe(corpus=args.corpus, labels=args.labels, corpus_options=args.corpus_options)
-        folder = find_files(args.model, args.revision)
-        corpus = load_corpus(
-            args.corpus,
-            args.data_dir,
-            labels=recipe.labels,
+        told = ("corpus", "corpora", "data_dir", "labels", "corpus_options")
+        recipe = Recipe(**{name: getattr(args, name) for name in told})
+        # Of several corpora, words of the tested one alone are embedded again.
+        folder = find_files(args.model, args.revision, with_text_encoder=recipe.corpora is not None)
+        corpus = load_corpora(
+            recipe.entries,
             allow_partial=True,  # as long as it has the held-out utterances
             skipped=[],  # as training may have done; a held-out one is missed by its id
-            **(recipe.corpus_options or {}),
         )
         faults = verify(folder, corpus, batch_size=args.batch_size)
     except (ValueError, OSError, ImportError) as error:
@@ -69,8 +71,8 @@ def main(argv: list[str] | None = None):
     sys.exit(1 if faults else 0)
 
 
-def find_files(name_or_folder: str, revision: str | None = None) -> Path:
-    """The folder of a published model; from the Hub, all of it but the text encoder is fetched.
+def find_files(name_or_folder: str, revision: str | None = None, *, with_text_encoder: bool = False) -> Path:
+    """The folder of a published model; from the Hub, all of it but the text encoder is fetched, and that if asked for.
 
     Raises:
         OSError: it cannot be fetched.
@@ -78,9 +80,8 @@ def find_files(name_or_folder: str, revision: str | None = None) -> Path:
     """
     folder = Path(name_or_folder)
     if not folder.is_dir():
-        return Path(
-            snapshot_download(name_or_folder, revision=revision, ignore_patterns=["text_encoder/*", "figures/*"])
-        )
+        ignored = ["figures/*"] if with_text_encoder else ["text_encoder/*", "figures/*"]
+        return Path(snapshot_download(name_or_folder, revision=revision, ignore_patterns=ignored))
     if revision is not None:
         raise ValueError(f"{folder} is a folder and has no revisions; leave out --revision.")
     return folder
@@ -114,10 +115,11 @@ def verify(folder: str | Path, corpus: datasets.Dataset, *, batch_size: int = 8)
         raise ValueError(f"{folder} has no predictions.csv. Give a published fold, such as org/name --revision fold-1.")
     config = LaSCLConfig.from_pretrained(folder)
     labels = corpus.features["label"].names
-    if labels != config.labels:
+    has_others = set(config.labels) <= set(labels) and bool(corpus_names(corpus))  # words that were not trained
+    if labels != config.labels and not has_others:
         raise ValueError(
             f"The model's labels are {', '.join(config.labels)}, the corpus's {', '.join(labels)}. "
-            "Give the corpus and --labels of its training."
+            "Give the corpus, or the corpora, and --labels of its training."
         )
     published = {row["id"]: row for row in read_predictions(folder / "predictions.csv")}
     if not published:
@@ -172,12 +174,15 @@ def held_out_claims(card: ModelCard) -> tuple[int, dict[str, EvalResult]]:
 
 def _differences(published: dict[str, str], found: dict, prediction_head: str) -> list[str]:
     """A sentence for each cell of a published row that is not what was found."""
-    wrong = [column for column in ("speaker", "reference") if published[column] != found[column]]
+    said = [column for column in ("speaker", "corpus", "reference") if column in found]
+    wrong = [column for column in said if published[column] != found[column]]
     for column in (column for column in found if column.startswith("probability_")):
-        if not np.isclose(_number(published, column), found[column], rtol=0, atol=TOLERANCE, equal_nan=True):
+        if "" in (published[column], found[column]):  # a word that the head does not have
+            wrong += [column] if published[column] != found[column] else []
+        elif not np.isclose(_number(published, column), found[column], rtol=0, atol=TOLERANCE, equal_nan=True):
             wrong.append(column)
     for column, head in (("prediction", prediction_head), ("prediction_classifier", "classifier")):
-        likeliest, claimed = (found.get(f"{PROBABILITY[head]}{row[column]}", -1.0) for row in (found, published))
+        likeliest, claimed = (found.get(f"{PROBABILITY[head]}{row[column]}") or -1.0 for row in (found, published))
         # Two labels as likely as each other may change places on another machine.
         if published[column] != found[column] and not likeliest - claimed <= 2 * TOLERANCE:
             wrong.append(column)

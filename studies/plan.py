@@ -15,7 +15,7 @@ from accelerate import PartialState
 from lascl.data import Fold
 from lascl.studies.tables import folder_name
 from lascl.training.prepare import check_batches_of_folds, divide, read_corpus
-from lascl.training.recipe import CORPUS_FIELDS, Recipe, find_recipe, parse_recipe
+from lascl.training.recipe import CORPUS_FIELDS, Recipe, find_recipe, has_begun, parse_recipe
 from lascl.training.run_directory import open_run
 
 
@@ -63,7 +63,7 @@ class PlannedRun:
     @property
     def numbers(self) -> list[int]:
         """The folds that the recipe wants."""
-        return [] if self.folds is None else self.recipe.fold_numbers(len(self.folds))
+        return [] if self.folds is None else self.recipe.fold_numbers(self.folds)
 
     def is_done(self, number: int) -> bool:
         return (self.run_dir / f"fold-{number}" / "metrics.json").is_file()
@@ -226,6 +226,10 @@ def plan_runs(study: Study, typed: list[str], folder: Path) -> list[PlannedRun]:
                 raise ValueError(f"{variant}: {error}") from None
             if recipe.push_to_hub or recipe.hub_main:
                 raise ValueError("A study publishes nothing: give the run that you want to lascl-publish.")
+            if recipe.final_model:
+                raise ValueError(
+                    "A study trains no final model: give train.py the variant that you want, and --final_model."
+                )
             if study.choose and recipe.validation == "none":
                 raise ValueError(f"{study.name} chooses in validation: validation cannot be none.")
             runs.append(PlannedRun(variant, seed, run_dir, recipe))
@@ -262,7 +266,7 @@ def read_corpora(runs: list[PlannedRun]):
                     foldings[division] = divide(recipe, corpus)
                 folds = foldings[division]
                 check_batches_of_folds(recipe, corpus, folds, args)
-                if any(run.run_dir.glob("fold-*")):
+                if has_begun(run.run_dir):
                     open_run(run.run_dir, recipe, corpus)  # or refuses another recipe
                 run.corpus, run.skipped, run.folds = corpus, skipped, folds
             except (ValueError, OSError, ImportError) as error:

@@ -191,6 +191,37 @@ def emodb_like(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def three_corpora(emodb_like, tmp_path_factory) -> list[dict]:
+    """Entries of `load_corpora`: `emodb`, and two manifests whose words and speakers are others and the same. `acted`:
+    speakers 1 to 3, of each two utterances of anger, calm and neutral. `calls`: speakers 03 and 2, each in a session of
+    its own, of each three utterances of anger, annoyed and neutral."""
+    told = {"acted": ("123", "anger calm neutral", 2), "calls": (("03", "2"), "anger annoyed neutral", 3)}
+    entries = [{"corpus": "emodb", "data_dir": str(emodb_like)}]
+    for corpus, (name, (speakers, words, each)) in enumerate(told.items(), start=1):
+        root, number = tmp_path_factory.mktemp(name), 0
+        lines = ["path,label,speaker" + (",session" if name == "calls" else "")]
+        for speaker in speakers:
+            for word in words.split():
+                for take in range(each):
+                    samples = recording(seed=1000 * corpus + number, duration_s=0.3 + 0.02 * number)
+                    soundfile.write(root / f"{speaker}-{word}-{take}.wav", samples, RATE)
+                    session = f",{speaker}" if name == "calls" else ""
+                    lines.append(f"{speaker}-{word}-{take}.wav,{word},{speaker}{session}")
+                    number += 1
+        (root / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        entries.append({"name": name, "corpus": "csv", "data_dir": str(root)})
+    return entries
+
+
+@pytest.fixture(scope="session")
+def many(three_corpora):
+    """Their table: 70, 18 and 18 utterances."""
+    from lascl import load_corpora
+
+    return load_corpora(three_corpora, allow_partial=True)
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real weights and real speech; tests that need it are skipped where it is absent."""
     folder = Path(os.environ.get("LASCL_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -93,7 +93,7 @@ def test_nobody_is_on_two_sides_and_each_utterance_is_tested_once(turns, protoco
     try:
         folds = make_folds(corpus, protocol=protocol, validation=validation, seed=seed)
     except ValueError as error:  # said in words: too few speakers or sessions, or no column for it
-        assert any(word in str(error) for word in ("fold", "Fold", "session", "column")), error
+        assert any(word in str(error) for word in ("fold", "Fold", "session", "column", "corpora")), error
         return
     assert sorted(row for fold in folds for row in fold.test) == list(range(len(rows)))
     for fold in folds:
@@ -115,7 +115,7 @@ def test_nobody_is_on_two_sides_and_each_utterance_is_tested_once(turns, protoco
     "options, message",
     [
         ({"protocol": "loso"}, "protocol must be one of leave_one_session_out.*found 'loso'"),
-        ({"validation": "test"}, "validation must be one of none, session, speaker, manifest; found 'test'"),
+        ({"validation": "test"}, "validation must be one of none, session, speaker, manifest, corpus; found 'test'"),
         ({"protocol": "manifest"}, "needs a column `fold`"),
         ({"validation": "manifest"}, "validation manifest needs a column `fold` with train, validation and test"),
         ({"protocol": "leave_one_session_out", "num_folds": 3}, "num_folds belongs to the protocol speaker_folds"),

@@ -10,6 +10,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
 from lascl.configuration_lascl import LaSCLConfig
+from lascl.data import Fold
 from lascl.training.recipe import NOT_IDENTITY, RECIPES, RECORDED, Recipe, parse_recipe
 from lascl.training.run_directory import open_run
 
@@ -125,13 +126,14 @@ def test_recipes_that_cannot_be_read(tmp_path):
 
 
 def test_fold_numbers():
-    assert Recipe().fold_numbers(3) == [1, 2, 3]
-    assert Recipe(folds="3, 1,3").fold_numbers(5) == [1, 3]
-    assert Recipe(folds=[2]).fold_numbers(5) == Recipe(folds=2).fold_numbers(5) == [2]
+    three, five = ([Fold(number, [0], [1]) for number in range(1, count + 1)] for count in (3, 5))
+    assert Recipe().fold_numbers(three) == [1, 2, 3]
+    assert Recipe(folds="3, 1,3").fold_numbers(five) == [1, 3]
+    assert Recipe(folds=[2]).fold_numbers(five) == Recipe(folds=2).fold_numbers(five) == [2]
     with pytest.raises(ValueError, match="There is no fold 6: this corpus has the folds 1 to 5"):
-        Recipe(folds="1,6").fold_numbers(5)
+        Recipe(folds="1,6").fold_numbers(five)
     with pytest.raises(ValueError, match="numbers such as 1,3; found 'one'"):
-        Recipe(folds="one").fold_numbers(5)
+        Recipe(folds="one").fold_numbers(five)
 
 
 def test_a_run_directory_reproduces_its_recipe(tmp_path):

@@ -20,7 +20,7 @@ class LaSCLTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's recipe (section 3.2) as defaults.
 
     Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`,
-    `bucket_by_length`, `utterances_per_class`, `contrastive_chunk_size`, `contrastive_chunk_s`,
+    `bucket_by_length`, `utterances_per_class`, `corpus_exponent`, `contrastive_chunk_size`, `contrastive_chunk_s`,
     `augmentation_period`, `augmentation_seed`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the
     audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps),
     `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch),
@@ -35,7 +35,8 @@ class LaSCLTrainingArguments(TrainingArguments):
     `metric_for_best_model` of a data set called `validation`, such as `validation_ua`: never by the test.
 
     Batches come from `lascl.data.UtteranceBatchSampler` instead of a `train_sampling_strategy` of stock's: each
-    utterance once an epoch, unless `utterances_per_class` balances the classes of every batch.
+    utterance once an epoch, unless `utterances_per_class` balances the classes of every batch, or the data set is of
+    several corpora, which `corpus_exponent` weighs.
 
     `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
     not widen the contrastive batch: each micro-batch is compared with itself alone. Where a process has not enough
@@ -67,6 +68,10 @@ class LaSCLTrainingArguments(TrainingArguments):
     )
     utterances_per_class: int | None = field(
         default=None, metadata={"help": "So many of each class in a batch; by default as they come."}
+    )
+    corpus_exponent: float = field(
+        default=0.5,
+        metadata={"help": "Of several corpora each fills its size to this power of a batch: 0 alike, 1 by size."},
     )
     augmentation_period: int | None = field(
         default=None,
@@ -140,6 +145,8 @@ class LaSCLTrainingArguments(TrainingArguments):
         self._check_chunks()
         if self.augmentation_period is not None and self.augmentation_period < 1:
             raise ValueError(f"augmentation_period must be at least 1; found {self.augmentation_period}.")
+        if not 0 <= self.corpus_exponent <= 1:
+            raise ValueError(f"corpus_exponent must lie between 0 and 1; found {self.corpus_exponent}.")
         self._check_choice()
         self._check_optimiser()
 

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader, Dataset
 
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
+from lascl.data.words import words_of_fold
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
@@ -38,7 +39,8 @@ class FoldData(NamedTuple):
 
     Args:
         train: the views that are trained on.
-        watched: by `validation` and `test`, the clean views whose scores are logged.
+        watched: by `validation` and `test`, the clean views whose scores are logged. Where a corpus is left out, its
+            test is not among them; and an utterance of a word that is not learned is in neither.
         collate: makes batches of both.
         cost: `encoding_s`, where a frozen encoder heard the views before training.
     """
@@ -67,11 +69,10 @@ def fold_data(
     if num_cut:
         PartialState().print(f"{num_cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
     collator, train = SpeechCollator(extractor), training_data(recipe, corpus, fold, args, extractor)
-    # The test's scores of every epoch are logged, since the field publishes them; nothing reads them.
-    watched = {name: rows for name, rows in (("validation", fold.validation), ("test", fold.test)) if rows}
+    words, watched = train.label_names, watched_rows(corpus, fold)
     takes_statistics = recipe.standardise_audio and not recipe.init_from
     if is_encoded_once(recipe, train):
-        everything = training_data(recipe, corpus, everything_of(corpus), args, extractor)
+        everything = training_data(recipe, corpus, everything_of(corpus), args, extractor, words)
         began = time.monotonic()
         blocks = embed_views(model.to(args.device), everything, collator, view_cache, args, view_store(recipe))
         cost = {"encoding_s": time.monotonic() - began}
@@ -82,15 +83,28 @@ def fold_data(
         return FoldData(
             train, {name: pooled(rows, num_views=1) for name, rows in watched.items()}, collate_pooled, cost
         )
-    clean = partial(SpeechDataset, corpus, sampling_rate=extractor.sampling_rate, max_duration_s=limit_s)
+    clean = partial(SpeechDataset, corpus, sampling_rate=extractor.sampling_rate, max_duration_s=limit_s, words=words)
     if takes_statistics:
         loader = DataLoader(clean(fold.train), args.eval_batch_size, collate_fn=collator)
         model.lascl.set_pooled_statistics(pool_utterances(model.to(args.device), loader))
     return FoldData(train, {name: clean(rows) for name, rows in watched.items()}, collator, {})
 
 
-def training_data(recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, extractor=None) -> SpeechDataset:
-    """The fold's utterances and their views; without the extractor good for planning alone."""
+def watched_rows(corpus, fold: Fold) -> dict[str, list[int]]:
+    """By `validation` and `test`, the rows whose scores are logged by epoch: those of words that the model learns. The
+    test's are, since the field publishes them, and nothing reads them; but not of a corpus that is left out, of which
+    nothing is known before the end."""
+    learned, names, labels = set(words_of_fold(corpus, fold)), corpus.features["label"].names, corpus["label"][:]
+    sides = {"validation": fold.validation, "test": fold.test if fold.name is None else ()}
+    watched = {side: [row for row in rows if names[labels[row]] in learned] for side, rows in sides.items()}
+    return {side: rows for side, rows in watched.items() if rows}
+
+
+def training_data(
+    recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, extractor=None, words: list[str] | None = None
+) -> SpeechDataset:
+    """The fold's utterances and their views; without the extractor good for planning alone. Labels are numbers of
+    `words`, by default those of the fold."""
     return SpeechDataset(
         corpus,
         fold.train,
@@ -100,6 +114,7 @@ def training_data(recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArgumen
         num_views=args.num_views,
         augmentation_period=args.augmentation_period,
         seed=args.seed if args.augmentation_seed is None else args.augmentation_seed,
+        words=words_of_fold(corpus, fold) if words is None else words,
     )
 
 

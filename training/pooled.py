@@ -35,7 +35,10 @@ from lascl.training.views import Block, ViewStore
 # is new and not named here costs an encoding too many, and never trains one variant on another's audio.
 NO_PART_OF_A_VIEW = {
     # Labels are not heard; lengths follow from the files; which view and which epoch is said with each key.
-    "data": ("labels", "label_names", "durations_s", "num_views", "augmentation_period", "_epoch"),
+    "data": (
+        *("labels", "label_names", "label_masks", "corpora"),
+        *("durations_s", "num_views", "augmentation_period", "_epoch"),
+    ),
     # What becomes of pooled audio, what is trained, and names.
     "configuration": (
         *("text_config", "text_encoder", "text_encoder_revision", "text_pooling", "label_template", "projection_dim"),

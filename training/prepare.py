@@ -8,11 +8,12 @@ from pathlib import Path
 import datasets
 from accelerate import PartialState
 
-from lascl.data import Fold, load_corpus, make_folds
+from lascl.data import Fold, load_corpora, make_folds
 from lascl.data.folds import Column
 from lascl.data.sampling import check_batches
+from lascl.data.words import corpus_names, corpus_of_rows
 from lascl.training.arguments import LaSCLTrainingArguments
-from lascl.training.fold import training_data
+from lascl.training.fold import everything_of, training_data
 from lascl.training.protocol import describe, write_protocol
 from lascl.training.recipe import Recipe
 from lascl.training.run_directory import open_run, write_csv
@@ -20,21 +21,21 @@ from lascl.training.start import Weights, ready_weights
 
 
 def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]:
-    """The recipe's corpus, and the id and fault of each utterance that is left out."""
+    """The table of the recipe's corpora, and the id and fault of each utterance that is left out."""
     skipped = [] if recipe.on_bad_audio == "skip" else None
-    corpus = load_corpus(
-        recipe.corpus,
-        recipe.data_dir,
-        labels=recipe.labels,
-        allow_partial=recipe.allow_partial,
-        skipped=skipped,
-        **(recipe.corpus_options or {}),
-    )
-    labels, occurring = corpus.features["label"].names, Counter(corpus["label"][:])
-    counts = ", ".join(f"{label} {occurring[index]}" for index, label in enumerate(labels))
-    PartialState().print(
-        f"{recipe.corpus}: {len(corpus)} utterances, {len(set(corpus['speaker'][:]))} speakers; {counts}."
-    )
+    corpus = load_corpora(recipe.entries, allow_partial=recipe.allow_partial, skipped=skipped)
+    labels, speakers = corpus["label"][:], corpus["speaker"][:]
+    of_rows = corpus_of_rows(corpus) or [recipe.corpus] * len(corpus)
+    for name in sorted(set(of_rows)):
+        occurring = Counter(label for label, of in zip(labels, of_rows) if of == name)
+        heard = {speaker for speaker, of in zip(speakers, of_rows) if of == name}
+        # With several, each says its own words alone.
+        counts = ", ".join(
+            f"{label} {occurring[index]}"
+            for index, label in enumerate(corpus.features["label"].names)
+            if occurring[index] or not corpus_names(corpus)
+        )
+        PartialState().print(f"{name}: {occurring.total()} utterances, {len(heard)} speakers; {counts}.")
     return corpus, [{"id": id, "reason": reason} for id, reason in skipped or []]
 
 
@@ -46,8 +47,10 @@ def divide(recipe: Recipe, corpus) -> list[Fold]:
 
 
 def check_batches_of_folds(recipe: Recipe, corpus, folds: list[Fold], args: LaSCLTrainingArguments):
-    """Refuses, as `SpeechDataset` and `UtteranceBatchSampler` do, what one of the recipe's folds could not train on."""
-    labels, chosen = Column(corpus["label"][:]), [folds[number - 1] for number in recipe.fold_numbers(len(folds))]
+    """Refuses, as `SpeechDataset` and `UtteranceBatchSampler` do, what one of the recipe's trainings could not do."""
+    labels, of_rows = Column(corpus["label"][:]), corpus_of_rows(corpus)
+    chosen = [folds[number - 1] for number in recipe.fold_numbers(folds)]
+    chosen += [everything_of(corpus)] if recipe.trains_on_everything else []
     training_data(recipe, corpus, chosen[0], args)
     for fold in chosen:
         check_batches(
@@ -57,6 +60,9 @@ def check_batches_of_folds(recipe: Recipe, corpus, folds: list[Fold], args: LaSC
             utterances_per_class=args.utterances_per_class,
             num_processes=args.world_size,
             accumulation_steps=args.gradient_accumulation_steps,
+            corpora=list(Counter(of_rows[row] for row in fold.train).values()) if of_rows else (),
+            corpus_exponent=args.corpus_exponent,
+            bucket_by_length=args.bucket_by_length,
         )
 
 

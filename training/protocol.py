@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import compress
 from pathlib import Path
 
 from lascl.data import Fold
+from lascl.data.corpora import equal_recordings, said_of_equal_recordings
 from lascl.data.folds import Column, shared_speakers, train_hashes
+from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
 from lascl.training.recipe import Recipe
 from lascl.training.run_directory import write_json
 from lascl.training.start import is_run
@@ -20,14 +23,16 @@ HASHED_AT_ONCE = 2**27
 def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dict:
     """The content of `protocol.json`: the folds, what of the test is known from training, and notes in words."""
     columns = {name: corpus[name][:] for name in corpus.column_names if name != "label"}
-    labels, names = Column(corpus["label"][:]), corpus.features["label"].names
-    notes = _notes(recipe, shared_speakers(folds, Column(columns["speaker"])), num_skipped)
-    notes += [sentence for fold in folds for sentence in gaps(labels, names, fold)]
+    words = Words(corpus)
+    notes = _notes(recipe, folds, shared_speakers(folds, Column(columns["speaker"])), num_skipped)
+    notes += [sentence for fold in folds for sentence in words.gaps(fold)]
+    if sentence := said_of_equal_recordings(equal_recordings(corpus)):
+        notes.append(sentence)
     description = {
-        "corpus": recipe.corpus,
+        "corpus": recipe.corpus_title,
         "num_folds": len(folds),
         "split_seed": recipe.split_seed,
-        "folds": _sides(columns, folds),
+        "folds": [{**sides, **words.of(fold)} for sides, fold in zip(_sides(columns, folds), folds)],
     }
     if known := _known_texts(columns, folds):
         description["share_of_test_texts_in_training"] = sum(known) / len(known)
@@ -40,9 +45,10 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
     return {**description, "notes": notes}
 
 
-def _notes(recipe: Recipe, shared: bool, num_skipped: int) -> list[str]:
+def _notes(recipe: Recipe, folds: list[Fold], shared: bool, num_skipped: int) -> list[str]:
     """Corpus, choice and start in words. `shared`: whether somebody is heard in training and in a test."""
-    caveat = " (speech by eSpeak NG: says nothing about human emotion)" if recipe.corpus == "synthetic" else ""
+    is_synthetic = any(entry["corpus"] == "synthetic" for entry in recipe.entries)
+    caveat = " (speech by eSpeak NG: says nothing about human emotion)" if is_synthetic else ""
     selection = "the last epoch is tested" if recipe.selection == "last" else "the epoch best in validation is tested"
     validation = "no validation" if recipe.validation == "none" else f"validation by {recipe.validation}"
     sides = (
@@ -50,9 +56,12 @@ def _notes(recipe: Recipe, shared: bool, num_skipped: int) -> list[str]:
         if shared
         else "No speaker is on two sides of a fold"
     )
+    if any(fold.name for fold in folds):
+        sides = "Each corpus is tested by a model that no utterance, word or score of it made or chose"
+    named = f"Corp{'us' if recipe.corpora is None else 'ora'}: {recipe.corpus_title}"
     notes = [
-        f"Corpus: {recipe.corpus}{caveat}. {sides}; {selection}; {validation}. Scores are of the "
-        f"{recipe.prediction_head} head unless marked."
+        f"{named}{caveat}. {sides}; {selection}; {validation}. Scores are of the {recipe.prediction_head} head unless "
+        "marked."
     ]
     if recipe.init_from and is_run(recipe.init_from):
         notes.append(
@@ -97,24 +106,57 @@ def _known_texts(columns: dict[str, list], folds: list[Fold]) -> list[bool]:
     return known
 
 
-def gaps(labels: Column, names: list[str], fold: Fold) -> list[str]:
-    """A sentence for each side of a fold on which labels do not occur: they cannot be learned there, or not scored."""
-    sentences = []
-    sides = {"to train on": fold.train, "to test": fold.test, "to validate on": fold.validation}
-    for side, rows in ((side, rows) for side, rows in sides.items() if rows):
-        occurring = labels.occurring(rows)
-        absent = [label for index, label in enumerate(names) if index not in occurring]
-        if absent:
-            sentences.append(f"Fold {fold.number} has no {', '.join(absent)} {side}.")
-    return sentences
+class Words:
+    """What of a table's words and corpora is on which side of a fold; its columns are read once for all folds."""
+
+    def __init__(self, corpus):
+        self.names, self.labels = corpus.features["label"].names, Column(corpus["label"][:])
+        of_rows = corpus_of_rows(corpus)
+        self.corpora = None if of_rows is None else Column(of_rows)
+        annotates = annotated_words(corpus)
+        self.own = {name: set(compress(self.names, row)) for name, row in zip(corpus_names(corpus), annotates)}
+
+    def of(self, fold: Fold) -> dict:
+        """Of several corpora, which are on which side of a fold, and the words that its model learns."""
+        if self.corpora is None:
+            return {}
+        sides = {"train": fold.train, "validation": fold.validation, "test": fold.test}
+        found = {f"{side}_corpora": sorted(self.corpora.occurring(rows)) for side, rows in sides.items()}
+        return {**found, "words": sorted(set().union(*(self.own[name] for name in found["train_corpora"])))}
+
+    def gaps(self, fold: Fold) -> list[str]:
+        """A sentence for each side of a fold on which words do not occur: they cannot be learned there, or not scored.
+        Of several corpora, words that the side's own annotate; and one for words that are tested and not learned."""
+        sentences = []
+        sides = {"to train on": fold.train, "to test": fold.test, "to validate on": fold.validation}
+        for side, rows in ((side, rows) for side, rows in sides.items() if rows):
+            occurring = self.labels.occurring(rows)
+            expected = self._words_of(rows)
+            absent = [word for index, word in enumerate(self.names) if word in expected and index not in occurring]
+            if absent:
+                sentences.append(f"Fold {fold.number} has no {', '.join(absent)} {side}.")
+        unseen = sorted(self._words_of(fold.test) - self._words_of(fold.train)) if fold.test else []
+        if unseen:
+            sentences.append(f"Fold {fold.number} tests {', '.join(unseen)}, which nothing in its training has.")
+        return sentences
+
+    def _words_of(self, rows) -> set[str]:
+        """What the corpora of these rows annotate; of one corpus, all its words."""
+        if self.corpora is None:
+            return set(self.names)
+        return set().union(*(self.own[name] for name in self.corpora.occurring(rows)))
 
 
 def announcement(corpus, fold: Fold, num_folds: int) -> str:
     """What is said when a fold begins."""
-    labels, names = Column(corpus["label"][:]), corpus.features["label"].names
-    speakers = ", ".join(sorted(set(corpus.select(fold.test)["speaker"][:])))
-    sizes = f"{len(fold.train)} utterances to train on, {len(fold.test)} to test, of the speakers {speakers}."
-    return " ".join([f"Fold {fold.number} of {num_folds}: {sizes}", *gaps(labels, names, fold)])
+    words, tested = Words(corpus), f"{len(fold.test)} to test"
+    if fold.name is None:
+        speakers = ", ".join(sorted(set(corpus.select(fold.test)["speaker"][:])))
+        sizes = f"{len(fold.train)} utterances to train on, {tested}, of the speakers {speakers}."
+    else:
+        others = ", ".join(words.of(fold)["train_corpora"])
+        sizes = f"{len(fold.train)} utterances of {others} to train on, {tested}, of {fold.name}."
+    return " ".join([f"Fold {fold.number} of {num_folds}: {sizes}", *words.gaps(fold)])
 
 
 def write_protocol(run_dir: Path, description: dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -17,6 +18,8 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
 from lascl.configuration_lascl import LaSCLConfig
+from lascl.data.corpora import check_entries
+from lascl.data.folds import Fold
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.stock_fields import NOT_IN_RECIPES, REFUSED, refuse
 from lascl.training.trackers import check_trackers
@@ -36,6 +39,7 @@ OBJECTIVES = {
 SELECTIONS = ("last", "best_validation")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
+FULL_DATA = "full-data"  # in a run directory, beside the folds: what was trained on every utterance
 
 # Training fields that a run directory always records, beside those a recipe sets.
 RECORDED = (
@@ -43,6 +47,7 @@ RECORDED = (
     "augmentation_period",
     "augmentation_seed",
     "bucket_by_length",
+    "corpus_exponent",
     "encoder_learning_rate",
     "global_batch_size",
     "learning_rate",
@@ -62,9 +67,15 @@ WHEN_ABSENT = {
     "contrastive_reduction": "mean",
     "audio_window": "fixed",
     "augmentation_seed": lambda old: old.get("seed", 42),
+    "corpora": None,
+    "corpus_exponent": 0.5,
+    "final_model": False,
 }
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
-CORPUS_FIELDS = ("corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")  # what decides it
+# What decides the table.
+CORPUS_FIELDS = ("corpora", "corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")
+# What is told of one corpus, and of each of several in its entry.
+ONE_CORPUS = ("corpus", "labels", "corpus_options")
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
 FIXED_BY_WEIGHTS = (
     *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "standardise_audio", "text_pooling"),
@@ -80,6 +91,7 @@ NOT_IDENTITY = {
     "dataloader_prefetch_factor",
     "dataloader_pin_memory",
     "disable_tqdm",
+    "final_model",
     "folds",
     "log_level",
     "per_device_eval_batch_size",
@@ -126,6 +138,9 @@ class Recipe(Publishing):
             separated by commas or as a mapping (JSON, on the command line).
         on_bad_audio: `error`, or `skip` to go on without files that cannot be used, listed in `RUN/skipped.csv`.
         corpus_options: its further arguments, as a mapping (JSON, on the command line).
+        corpora: several, instead of `corpus`, `labels` and `corpus_options`: the entries of `lascl.data.load_corpora`
+            (JSON, on the command line), or names separated by commas, each `corpus` or `name=corpus`. An entry without
+            a `data_dir` of its own is found in the folder `name` of `data_dir`. One entry is that corpus alone.
         protocol, num_folds, validation: of `lascl.data.make_folds`.
         split_seed: its `seed`. Runs that differ in `seed` alone have the same folds. Unless given, a run in
             `init_from` brings its own.
@@ -134,7 +149,9 @@ class Recipe(Publishing):
         objective: `lascl` (eq. 9), or a baseline on the same data, seeds and budget: `supcon` (eq. 4 over utterances
             alone, joined with cross entropy as Gunel et al., 2021, do; its classifier answers) or `ce` (encoder and
             classifier alone).
-        folds: `all`, or the numbers of some, separated by commas.
+        folds: `all`, or some, separated by commas: their numbers, or, where each tests a corpus, its names; or `none`,
+            to train the final model alone.
+        final_model: train once more, on everything, when the folds are done: `RUN/full-data/checkpoint`.
         max_duration_s: longer utterances are cut to their first so many seconds (paper: 10).
         audio_encoder: Hub name or folder; or a mapping (JSON, on the command line) with `model_type` and other
             fields of an encoder's configuration, whose weights then start at random.
@@ -154,11 +171,16 @@ class Recipe(Publishing):
         The others: fields of `LaSCLConfig`, with its defaults. `training` is filled by `parse_recipe`.
     """
 
-    corpus: str = HfArg(
-        default="synthetic",
-        help="csv (your own manifest), emobox, hf, synthetic, iemocap, emodb, ravdess, ... (see the README)",
+    corpus: str | None = HfArg(
+        default=None,
+        help="csv (your own manifest), emobox, hf, iemocap, emodb, ravdess, ... (see the README); default: synthetic",
     )
-    data_dir: str | None = HfArg(default=None, help="folder of the corpus, or the manifest of csv")
+    corpora: list[dict] | str | None = HfArg(
+        default=None, help="several, such as emodb,ravdess,mine=csv, each in its folder of data_dir; or as JSON"
+    )
+    data_dir: str | None = HfArg(
+        default=None, help="folder of the corpus, or the manifest of csv; of corpora, the folder that holds theirs"
+    )
     # Of a union HfArgumentParser reads typed text as its second member: hence `str` there.
     labels: dict[str, str] | str | list[str] | None = HfArg(
         default=None, help="those to keep, or corpus label -> word to learn, as JSON; by default all"
@@ -168,16 +190,20 @@ class Recipe(Publishing):
     corpus_options: dict | str | None = HfArg(default=None, help="further options of the corpus, as JSON")
     protocol: str | None = HfArg(
         default=None,
-        help="leave_one_session_out, leave_one_speaker_out, speaker_folds, manifest, emobox; default: the corpus's",
+        help="leave_one_session_out, leave_one_speaker_out, speaker_folds, manifest, emobox; of corpora "
+        "leave_one_corpus_out, within_each; default: the corpus's",
     )
-    num_folds: int | None = HfArg(default=None, help="of speaker_folds, instead of the corpus's own folds")
+    num_folds: int | None = HfArg(
+        default=None, help="of speaker_folds and within_each, instead of the corpus's own folds"
+    )
     validation: str = HfArg(
-        default="none", help="none, or whole parts of the training side: session, speaker, manifest"
+        default="none", help="none, or whole parts of the training side: session, speaker, manifest, corpus"
     )
     split_seed: int = HfArg(
         default=42, help="draws the folds and who validates, where the protocol draws; seed does not change them"
     )
-    folds: str = HfArg(default="all", help="all, or some such as 1,3")
+    folds: str = HfArg(default="all", help="all, or some such as 1,3 or emodb,ravdess; or none")
+    final_model: bool = HfArg(default=False, help="then train on everything: RUN/full-data/checkpoint")
     selection: str = HfArg(default="last", help="the last epoch, or best_validation (UA); never by the test")
     objective: str = HfArg(
         default="lascl",
@@ -232,12 +258,13 @@ class Recipe(Publishing):
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        for name in ("corpus_options", "labels", "audio_encoder", "text_encoder"):
+        for name in ("corpora", "corpus_options", "labels", "audio_encoder", "text_encoder"):
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
                 setattr(self, name, yaml.safe_load(value))  # JSON on the command line is YAML too
         if isinstance(self.labels, str):
             self.labels = [label.strip() for label in self.labels.split(",")]
+        self._read_corpora()
         if self.on_bad_audio not in ("error", "skip"):
             raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
         self.folds = str(self.folds).strip("[]")
@@ -260,7 +287,9 @@ class Recipe(Publishing):
                 f"selection must be one of {', '.join(SELECTIONS)} (never by the test); found {self.selection!r}."
             )
         if self.selection == "best_validation" and self.validation == "none":
-            raise ValueError("selection best_validation needs validation: session, speaker or manifest.")
+            raise ValueError("selection best_validation needs validation: session, speaker, manifest or corpus.")
+        if self.folds == "none" and not self.trains_on_everything:
+            raise ValueError("folds none trains nothing; for a model of everything, add final_model: true.")
         if not self.views_gb >= 0:
             raise ValueError(f"views_gb must be at least 0; found {self.views_gb}.")
         if self.lora_rank < 0:
@@ -274,31 +303,85 @@ class Recipe(Publishing):
         if self.hub_main not in (None, *HUB_MAIN):
             raise ValueError(f"hub_main must be {' or '.join(HUB_MAIN)}; found {self.hub_main!r}.")
         if self.hub_main == "best_validation" and self.validation == "none":
-            raise ValueError("hub_main best_validation needs validation: session, speaker or manifest.")
+            raise ValueError("hub_main best_validation needs validation: session, speaker, manifest or corpus.")
         # Refuse impossible combinations now rather than after the corpus was read.
         LaSCLConfig(**self.model_config())
+
+    def _read_corpora(self):
+        """`corpora` as entries by name, each with its folder; of one entry, the fields of one corpus instead: one
+        corpus is one run, however it is told."""
+        if self.corpora is None:
+            self.corpus = "synthetic" if self.corpus is None else self.corpus
+            return
+        beside = [name for name in ONE_CORPUS if getattr(self, name) is not None]
+        if beside:
+            raise ValueError(
+                f"{beside[0]} {getattr(self, beside[0])!r} stands beside corpora: give one or the other; labels and "
+                "corpus_options belong to each entry of corpora."
+            )
+        told = self.corpora.split(",") if isinstance(self.corpora, str) else self.corpora
+        if isinstance(told, list):
+            told = [_typed_entry(entry) if isinstance(entry, str) else entry for entry in told]
+        entries = check_entries(told)
+        for entry in entries:
+            is_elsewhere = "dataset_name" in (entry["corpus_options"] or {})  # on the Hub
+            if entry["data_dir"] is not None:
+                entry["data_dir"] = str(entry["data_dir"])
+            elif self.data_dir is not None and not is_elsewhere:
+                entry["data_dir"] = str(Path(self.data_dir) / entry["name"])
+        if len(entries) > 1:
+            self.corpora = entries
+            return
+        self.corpora, self.data_dir = None, entries[0]["data_dir"]
+        for name in ONE_CORPUS:
+            setattr(self, name, entries[0][name])
+
+    @property
+    def entries(self) -> list[dict]:
+        """What `lascl.data.load_corpora` takes: an entry a corpus, by name."""
+        if self.corpora is not None:
+            return self.corpora
+        told = {"data_dir": self.data_dir, "labels": self.labels, "corpus_options": self.corpus_options}
+        return [{"name": self.corpus, "corpus": self.corpus, **told}]
+
+    @property
+    def corpus_title(self) -> str:
+        """The corpora by name."""
+        return ", ".join(entry["name"] for entry in self.entries)
+
+    @property
+    def trains_on_everything(self) -> bool:
+        """Whether there is one more training, on all utterances."""
+        return self.final_model or self.hub_main == "full_data"
 
     def model_config(self) -> dict:
         """Keyword arguments of `from_encoders`: the fields that are `LaSCLConfig`'s, less what `init_from` decides."""
         fields = set(LaSCLConfig.field_defaults()) - {"text_encoder"}
         return {name: value for name, value in vars(self).items() if name in fields and value is not None}
 
-    def fold_numbers(self, num_folds: int) -> list[int]:
-        """The chosen fold numbers, ascending.
+    def fold_numbers(self, folds: Sequence[Fold]) -> list[int]:
+        """The numbers of the chosen ones of these folds, ascending; empty for `none`.
 
         Raises:
-            ValueError: not a list of numbers, or a fold that does not exist.
+            ValueError: not a list of numbers and names, or a fold that does not exist.
         """
-        if self.folds == "all":
-            return list(range(1, num_folds + 1))
-        try:
-            numbers = sorted({int(number) for number in self.folds.split(",")})
-        except ValueError:
-            raise ValueError(f"folds must be 'all' or numbers such as 1,3; found {self.folds!r}.") from None
-        for number in numbers:
-            if not 1 <= number <= num_folds:
-                raise ValueError(f"There is no fold {number}: this corpus has the folds 1 to {num_folds}.")
-        return numbers
+        if self.folds in ("all", "none"):
+            return [fold.number for fold in folds] if self.folds == "all" else []
+        number_of = {fold.name: fold.number for fold in folds if fold.name}
+        numbers = set()
+        for told in (part.strip() for part in self.folds.split(",")):
+            if told in number_of:
+                numbers.add(number_of[told])
+            elif not told.isdecimal():
+                known = (
+                    f"numbers such as 1,3, or names of {', '.join(number_of)}" if number_of else "numbers such as 1,3"
+                )
+                raise ValueError(f"folds must be 'all' or {known}; found {self.folds!r}.")
+            elif not 1 <= int(told) <= len(folds):
+                raise ValueError(f"There is no fold {told}: this corpus has the folds 1 to {len(folds)}.")
+            else:
+                numbers.add(int(told))
+        return sorted(numbers)
 
     def training_arguments(self, output_dir: str | Path) -> LaSCLTrainingArguments:
         """The training arguments of one fold, which keeps its intermediate checkpoints in `output_dir`."""
@@ -362,7 +445,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
         raise ValueError(_unknown_field(unknown[0].lstrip("-").split("=")[0].replace("-", "_")))
     typed = {name: value for name, value in vars(namespace).items() if value is not None}
     path = find_recipe(typed.pop("recipe"))
-    fields = {**_read_recipe(path), **typed}
+    fields = {**_without_other_corpora(_read_recipe(path), typed), **typed}
     output_dir = Path(fields.pop("output_dir", f"runs/{path.stem}"))
     fields = {**_fields_of_old_runs(path, output_dir, fields.get("init_from")), **fields}
     if "per_device_train_batch_size" in fields:
@@ -429,6 +512,28 @@ def _read_recipe(path: Path) -> dict:
     return fields
 
 
+def _without_other_corpora(fields: dict, typed: dict) -> dict:
+    """Fields of a recipe without what they say of corpora, where others are typed: one instead of several, or the other
+    way round."""
+    if "corpora" in typed:
+        return {name: value for name, value in fields.items() if name != "corpus" or "corpus" in typed}
+    return {name: value for name, value in fields.items() if name != "corpora" or "corpus" not in typed}
+
+
+def _typed_entry(told: str) -> dict[str, str]:
+    """An entry of `corpora` from `corpus` or `name=corpus`."""
+    name, _, corpus = told.strip().partition("=")
+    return {"name": name.strip(), "corpus": corpus.strip() or name.strip()}
+
+
+def without_places(fields: dict) -> dict:
+    """A recipe's fields without where its corpora lie, which is no part of a run's identity."""
+    entries = fields.get("corpora")
+    if not entries:
+        return fields
+    return {**fields, "corpora": [{**entry, "data_dir": None} for entry in entries]}
+
+
 def with_absent(old: dict) -> dict:
     """All fields of a `recipe.yaml` or `config.json` as today's code reads them: what it lacks, by `WHEN_ABSENT`."""
     return {**{name: value(old) if callable(value) else value for name, value in WHEN_ABSENT.items()}, **old}
@@ -440,6 +545,11 @@ def recorded_recipe(run_dir: str | Path) -> dict | None:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Whether something was trained in a run directory, if only in part."""
+    return any(run_dir.glob("fold-*")) or (run_dir / FULL_DATA).is_dir()
+
+
 def _fields_of_old_runs(path: Path, output_dir: Path, init_from: str | None) -> dict:
     """Fields that older runs decide, unless they are given: those that the run which is continued does not know yet, or
     the run whose `recipe.yaml` is trained again, and the folds of the run that training starts from."""
@@ -448,7 +558,7 @@ def _fields_of_old_runs(path: Path, output_dir: Path, init_from: str | None) -> 
     if start is not None:
         fields["split_seed"] = with_absent(start)["split_seed"]
     again = path.parent if path.name == "recipe.yaml" and path.with_name("environment.json").is_file() else None
-    for run_dir in (again, output_dir if any(output_dir.glob("fold-*")) else None):
+    for run_dir in (again, output_dir if has_begun(output_dir) else None):
         old = recorded_recipe(run_dir) if run_dir else None
         if old is not None:
             fields |= {name: value for name, value in with_absent(old).items() if name not in old}

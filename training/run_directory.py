@@ -19,14 +19,12 @@ import numpy as np
 import torch
 import yaml
 
-from lascl.training.recipe import NOT_IDENTITY, Recipe, recorded_recipe, with_absent
-
-
-FULL_DATA = "full-data"  # beside the folds: what was trained on every utterance
+from lascl.training.recipe import NOT_IDENTITY, Recipe, has_begun, recorded_recipe, with_absent, without_places
 
 
 def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> Path:
-    """Makes the run directory, or continues in one whose recipe is the same. One without any fold is started anew.
+    """Makes the run directory, or continues in one whose recipe is the same. One in which nothing was trained yet is
+    started anew.
 
     A field that the run's recipe lacks, because older code wrote it, has the value by which that code acted
     (`lascl.training.recipe.WHEN_ABSENT`).
@@ -45,10 +43,10 @@ def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> P
     if not os.access(run_dir, os.W_OK):
         raise ValueError(f"output_dir {run_dir} cannot be written (no permission). Choose another.")
     path = run_dir / "recipe.yaml"
-    if path.is_file() and any(run_dir.glob("fold-*")):
-        found = with_absent(recorded_recipe(run_dir))
+    if path.is_file() and has_begun(run_dir):
+        found = without_places(with_absent(recorded_recipe(run_dir)))
         # Through YAML, so that 1 and 1.0, lists and tuples compare as they were written.
-        wanted_again = yaml.safe_load(yaml.safe_dump(wanted))
+        wanted_again = without_places(yaml.safe_load(yaml.safe_dump(wanted)))
         changed = [
             f"{name} ({found.get(name)!r} there, {wanted_again.get(name)!r} here)"
             for name in sorted(found.keys() | wanted_again.keys())
@@ -75,8 +73,9 @@ def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> P
 
 
 def corpus_fingerprint(corpus: datasets.Dataset) -> str:
-    """A hash of what decides folds and scores: each row's id, label, speaker, session and fold; not where files lie."""
-    columns = [name for name in ("id", "label", "speaker", "session", "fold") if name in corpus.column_names]
+    """A hash of what decides folds and scores: each row's id, label, speaker, session, fold and corpus; not where files
+    lie."""
+    columns = [name for name in ("id", "label", "speaker", "session", "fold", "corpus") if name in corpus.column_names]
     content = [corpus.features["label"].names, *(corpus[name][:] for name in columns)]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_se
 from lascl import LaSCLConfig, LaSCLForAudioClassification
 from lascl.data import Fold
 from lascl.data.folds import train_hashes
+from lascl.data.words import words_of_fold
 from lascl.encoders_lascl import WHISPER_FRAMES_PER_S
 from lascl.modeling_lascl import LaSCLModel, save_text_encoder
 from lascl.training.lora import add_lora
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
-from lascl.training.recipe import FIXED_BY_WEIGHTS, Recipe, recorded_recipe, with_absent
-from lascl.training.run_directory import FULL_DATA
+from lascl.training.recipe import FIXED_BY_WEIGHTS, FULL_DATA, Recipe, recorded_recipe, with_absent
 
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _ready_checkpoint(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold]) 
         start = Path(
             snapshot_download(recipe.init_from, revision=recipe.init_from_revision, ignore_patterns="figures/*")
         )
-    folder = checkpoint_of_fold(str(start), recipe.fold_numbers(len(folds))[0])
+    folder = checkpoint_of_fold(str(start), next(iter(recipe.fold_numbers(folds)), 0))
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, LaSCLConfig):
         raise ValueError(
@@ -148,9 +148,9 @@ def check_run(recipe: Recipe, corpus, folds: list[Fold]):
     """Refuses a run directory to start from whose folds are not all there, or were trained on other utterances."""
     told = json.loads((Path(recipe.init_from) / "protocol.json").read_text(encoding="utf-8"))["folds"]
     hashes, ids = {fold["fold"]: fold.get("train_ids_hash") for fold in told}, corpus["id"][:]
-    chosen = recipe.fold_numbers(len(folds))
+    chosen = recipe.fold_numbers(folds)
     here = dict(zip(chosen, train_hashes(ids, [folds[number - 1] for number in chosen])))
-    numbers = [*chosen, *([0] if recipe.hub_main == "full_data" else [])]
+    numbers = [*chosen, *([0] if recipe.trains_on_everything else [])]
     for number in numbers:
         checkpoint = checkpoint_of_fold(recipe.init_from, number)
         if not (checkpoint / "config.json").is_file():
@@ -198,7 +198,7 @@ def keep_text_encoder(name: str, run_dir: Path) -> str:
 def start_model(recipe: Recipe, corpus, fold: Fold, weights: Weights, seed: int) -> Start:
     """The model that a fold's training starts from; `seed` draws the projections and the classifier, which are new."""
     audio_encoder, text_encoder = weights
-    labels, window_s = corpus.features["label"].names, window_of(recipe, corpus, fold, audio_encoder)
+    labels, window_s = words_of_fold(corpus, fold), window_of(recipe, corpus, fold, audio_encoder)
     set_seed(seed)
     if recipe.init_from:
         audio_encoder = str(checkpoint_of_fold(audio_encoder, fold.number))

@@ -54,7 +54,8 @@ class LaSCLTrainer(Trainer):
     arguments of `Trainer` but `compute_loss_func`; `args` is a `LaSCLTrainingArguments`. A training data set with `ids`
     is read in an order that follows from them; `bucket_by_length` needs its `durations_s`, `utterances_per_class` its
     `labels`, and `contrastive_chunk_size` counts its `num_views` (`SpeechDataset` has all four; without, the views are
-    those of the arguments). `contrastive_chunk_s` goes by the sampling rate of `processing_class`, without one 16 kHz.
+    those of the arguments). Its `corpora`, if they are several, share batches by `corpus_exponent`.
+    `contrastive_chunk_s` goes by the sampling rate of `processing_class`, without one 16 kHz.
 
     Once other words than the classifier's were set, `evaluate()` and `predict()` score the label head alone; their loss
     is then eq. 9 without its cross entropy.
@@ -342,6 +343,8 @@ def build_batch_sampler(dataset, args: LaSCLTrainingArguments) -> UtteranceBatch
         durations_s=dataset.durations_s if args.bucket_by_length else None,
         labels=dataset.labels if args.utterances_per_class is not None else None,
         utterances_per_class=args.utterances_per_class,
+        corpora=getattr(dataset, "corpora", None),
+        corpus_exponent=args.corpus_exponent,
         num_processes=args.world_size,
         process_index=args.process_index,
         accumulation_steps=args.gradient_accumulation_steps,
