@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow versions oldest newest check every-cpu proofs lint readme clean
+.PHONY: demo test slow versions oldest newest check every-cpu proofs lint readme site clean
 
 # Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
 demo: .venv/installed
@@ -48,6 +48,10 @@ lint: .venv/installed
 # Puts the numbers of results/ into README and docs.
 readme: .venv/installed
 	$(BIN)/python -m lascl.studies.readme README.md docs/*.md
+
+# The pages of docs/ as a site, in build/site.
+site: .venv/installed
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs build/site
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from lascl.training.recipe import field_types
-
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,7 +102,7 @@ def commands(text: str) -> list[list[str]]:
 
 @cache
 def options_of(program: str) -> frozenset[str]:
-    fields = {f"--{name}" for name in field_types()}
+    fields = {f"--{name}" for name in pkgutil.resolve_name("lascl.training.recipe:field_types")()}
     if program == "lascl-train":
         return frozenset(fields)
     assert program in programs(), f"There is no {program}."
