@@ -16,6 +16,12 @@ from transformers import AutoConfig, PretrainedConfig
 
 OLDEST_TRANSFORMERS = "4.57"
 REDUCTIONS = ("mean", "bracket", "sum")  # what becomes of eq. 4's sum over anchors, see `joint_loss`
+# By whose statistics pooled audio is standardised; and what older code said of the first two, as it may be typed.
+STANDARDISINGS = ("none", "training", "corpus", "speaker")
+OLD_STANDARDISINGS = {
+    **dict.fromkeys(("no", "false", "f", "n", "0"), "none"),
+    **dict.fromkeys(("yes", "true", "t", "y", "1"), "training"),
+}
 
 
 def check_transformers(version: str):
@@ -34,6 +40,19 @@ def check_transformers(version: str):
 
 # `name` or `owner/name`; a folder elsewhere has a longer path, a leading dot or a leading slash.
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def standardising(value: str | bool) -> str:
+    """The value of `standardise_audio` that is meant: of checkpoints, recipes and commands of older code, true means
+    `training` and false `none`.
+
+    Raises:
+        ValueError: another value.
+    """
+    mode = OLD_STANDARDISINGS.get(str(value).lower(), value)
+    if mode not in STANDARDISINGS:
+        raise ValueError(f"standardise_audio must be one of {', '.join(STANDARDISINGS)}; found {value!r}.")
+    return mode
 
 
 def is_folder_name(name: str) -> bool:
@@ -73,10 +92,13 @@ class LaSCLConfig(PretrainedConfig):
             utterance included; or `"utterance"`, the last second that has signal and all before it (at least 1 s, at
             most the window). It attends to that silence, so this belongs to the weights that were trained with it.
             Other encoders hear no padding, whatever stands here.
-        standardise_audio (`bool`, *optional*, defaults to `False`):
-            Whether the pooled audio is centred and scaled by the mean and standard deviation of the training
-            utterances, found once before training. Pooled states of a pre-trained encoder lie in a narrow cone, where
-            all cosines are near 1 and eq. 4 has little to work with.
+        standardise_audio (`str`, *optional*, defaults to `"none"`):
+            By whose mean and standard deviation the pooled audio is centred and scaled, found once before training:
+            `"none"`, as it is; `"training"`, those of all training utterances. Pooled states of a pre-trained encoder
+            lie in a narrow cone, where all cosines are near 1 and eq. 4 has little to work with. `"corpus"` and
+            `"speaker"`: while it was trained and tested, those of the utterance's corpus or speaker (see
+            `lascl.training.pooled`); the checkpoint itself knows those of all training utterances, which recordings of
+            unknown origin get. Checkpoints of older code say `true` for `"training"` and `false` for `"none"`.
         text_pooling (`str`, *optional*, defaults to `"mean"`):
             How tokens become one vector: `"mean"` over the attention mask, or `"first"` (the token BERT calls CLS).
         freeze_feature_encoder (`bool`, *optional*, defaults to `True`):
@@ -128,7 +150,7 @@ class LaSCLConfig(PretrainedConfig):
         audio_layers: str = "last",
         audio_pooling: str = "mean",
         audio_window: str = "fixed",
-        standardise_audio: bool = False,
+        standardise_audio: str | bool = "none",
         text_pooling: str = "mean",
         freeze_feature_encoder: bool = True,
         freeze_audio_encoder: bool = False,
@@ -184,6 +206,10 @@ class LaSCLConfig(PretrainedConfig):
         fields = {field.name: field.default for field in parameters if field.kind is field.KEYWORD_ONLY}
         return {name: default for name, default in fields.items() if name not in ("id2label", "label2id")}
 
+    def __setattr__(self, name: str, value: Any):
+        # Here, because `from_pretrained(..., standardise_audio=True)` sets what it is given.
+        super().__setattr__(name, standardising(value) if name == "standardise_audio" else value)
+
     def __eq__(self, other: object) -> bool:
         # Some versions of transformers would compare the fields of their own class alone.
         return type(other) is type(self) and self.to_dict() == other.to_dict()
@@ -202,7 +228,15 @@ class LaSCLConfig(PretrainedConfig):
         for name in self._later_fields:
             if written[name] == defaults[name]:
                 del written[name]
+        # Older code takes the field for a boolean, of which every string is true.
+        mode = self.standardise_audio
+        written["standardise_audio"] = {"none": False, "training": True}.get(mode, mode)
         return written
+
+    @property
+    def standardises(self) -> bool:
+        """Whether pooled audio is standardised, by whosesoever statistics."""
+        return self.standardise_audio != "none"
 
     @property
     def labels(self) -> list[str]:

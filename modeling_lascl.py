@@ -432,7 +432,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         if config.audio_layers == "weighted":
             # One weight for the embedding and one for each layer; equal at the start.
             self.layer_weights = nn.Parameter(torch.zeros(config.audio_config.num_hidden_layers + 1))
-        if config.standardise_audio:
+        if config.standardises:
             self.register_buffer("pooled_mean", torch.zeros(d_a))
             self.register_buffer("pooled_std", torch.ones(d_a))
         self.register_buffer("label_features", torch.full((config.num_labels, d_t), float("nan")))
@@ -479,25 +479,20 @@ class LaSCLModel(LaSCLPreTrainedModel):
         return self
 
     def set_pooled_statistics(self, pooled: torch.Tensor | Iterable[torch.Tensor]):
-        """Takes mean and standard deviation of (N, d_a) pooled audio, as `forward` gives it before this was called, for
-        `standardise_audio`; of a large N part by part (n, d_a). A feature that never varies is only centred.
+        """Takes `pooled_statistics` of (N, d_a) pooled audio, as `forward` gives it before this was called, for
+        `standardise_audio`.
 
         Raises:
-            ValueError: a model without `standardise_audio`.
+            ValueError: a model that does not standardise.
         """
-        if not self.config.standardise_audio:
-            raise ValueError("This model does not standardise its audio; build it with standardise_audio=True.")
-        count, mean, variance = 0, 0.0, 0.0
-        for part in [pooled] if isinstance(pooled, torch.Tensor) else pooled:
-            part = part.double()
-            count += len(part)
-            share, difference = len(part) / count, part.mean(dim=0) - mean
-            variance = (1 - share) * variance + share * part.var(dim=0, correction=0)
-            variance = variance + share * (1 - share) * difference.square()
-            mean = mean + share * difference
-        std = variance.sqrt()
+        if not self.config.standardises:
+            raise ValueError(
+                f"This model has standardise_audio={self.config.standardise_audio!r}; build it with "
+                "standardise_audio='training'."
+            )
+        mean, std = pooled_statistics(pooled)
         self.pooled_mean.copy_(mean)
-        self.pooled_std.copy_(torch.where(std > 0, std, 1.0))
+        self.pooled_std.copy_(std)
 
     def freeze_feature_encoder(self):
         """Keeps the convolutional front end of the audio encoder as it is (paper, 3.2)."""
@@ -624,7 +619,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
 
     def standardise(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, d_a) pooled audio as `standardise_audio` wants it, by what `set_pooled_statistics` took."""
-        if not self.config.standardise_audio:
+        if not self.config.standardises:
             return pooled
         return (pooled - self.pooled_mean.to(pooled.device)) / self.pooled_std.to(pooled.device)
 
@@ -921,7 +916,22 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         self.lascl.set_labels(labels, template)
 
 
-# -------------------------------------------------------------------------------------------------------- label text
+# --------------------------------------------------------------------------------------------------- statistics, text
+
+
+def pooled_statistics(pooled: torch.Tensor | Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (d_a,) of (N, d_a) pooled audio, in float64; of a large N part by part (n, d_a). The
+    deviation is 1 where a feature never varies, so that it is only centred."""
+    count, mean, variance = 0, 0.0, 0.0
+    for part in [pooled] if isinstance(pooled, torch.Tensor) else pooled:
+        part = part.double()
+        count += len(part)
+        share, difference = len(part) / count, part.mean(dim=0) - mean
+        variance = (1 - share) * variance + share * part.var(dim=0, correction=0)
+        variance = variance + share * (1 - share) * difference.square()
+        mean = mean + share * difference
+    std = variance.sqrt()
+    return mean, torch.where(std > 0, std, 1.0)
 
 
 def checked_labels(labels) -> list[str]:

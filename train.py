@@ -132,7 +132,7 @@ def evaluate_fold(
         fold,
         max_duration_s=clip_limit_s(recipe, extractor),
         batch_size=args.per_device_eval_batch_size,
-        known=partial(known_views, recipe, corpus, args, view_cache),
+        known=partial(known_views, recipe, corpus, fold, args, view_cache),
     )
     if PartialState().is_main_process:
         write_csv(fold_dir / "predictions.csv", rows)

@@ -21,7 +21,7 @@ from lascl.modeling_lascl import LaSCLModel
 from lascl.studies.plan import PlannedRun, Study
 from lascl.studies.run import begin_fold, in_words
 from lascl.training.fold import everything_of, is_encoded_once, training_data
-from lascl.training.pooled import view_keys
+from lascl.training.pooled import by_corpus, view_keys
 from lascl.training.run_directory import environment
 from lascl.training.start import checkpoint_of_fold, read_extractor, window_of
 
@@ -96,9 +96,9 @@ class Forecast:
         """Adds these folds of a run, at what `measure` found, and returns their seconds. A frozen encoder hears each
         view of the corpus once for all folds and variants: `encoded` names those that are counted already."""
         seconds = sum(_utterances(run, number) for number in numbers) * utterance_s
-        views = set().union(*(views_heard_once(run, number) for number in numbers))
-        seconds += len(views - encoded) * len(run.corpus) * view_s
-        encoded |= views
+        views = {name: size for number in numbers for name, size in views_heard_once(run, number).items()}
+        seconds += sum(size for name, size in views.items() if name not in encoded) * view_s
+        encoded.update(views)
         self.total_s += seconds
         self.kept_bytes += len(numbers) * checkpoint_bytes
         # Weights and AdamW's two moments, so often while one is being saved; one fold at a time.
@@ -176,17 +176,17 @@ def measure(run: PlannedRun) -> tuple[float, float, int] | str:
         except (ValueError, OSError, ImportError) as error:
             return str(error).strip().splitlines()[0]
         size = sum(path.stat().st_size for path in (fold_dir / "checkpoint").rglob("*") if path.is_file())
-    num_encoded = max(1, len(view_cache) * len(rows))
+    num_encoded = max(1, sum(map(len, view_cache.values())))
     return 1 / cost["steps_per_second"] / len(rows), cost.get("encoding_s", 0.0) / num_encoded, size
 
 
-def views_heard_once(run: PlannedRun, number: int) -> set[str]:
-    """The names of the views that a frozen encoder hears once in this fold (`view_keys`). No weights are loaded for
-    that: they go by where they come from."""
+def views_heard_once(run: PlannedRun, number: int) -> dict[str, int]:
+    """The names of the views that a frozen encoder hears once in this fold (`view_keys`), and of how many utterances
+    each is. No weights are loaded for that: they go by where they come from."""
     recipe, fold = run.recipe, run.folds[number - 1]
     args = recipe.training_arguments(run.run_dir)
     if not is_encoded_once(recipe, training_data(recipe, run.corpus, fold, args)):
-        return set()
+        return {}
     with tempfile.TemporaryDirectory() as scratch:
         audio_encoder, _ = begin_fold(Path(scratch), run, Path(scratch) / "run", number)
         source = [recipe.audio_encoder, recipe.audio_encoder_revision]
@@ -201,7 +201,11 @@ def views_heard_once(run: PlannedRun, number: int) -> set[str]:
     with torch.device("meta"):
         model = LaSCLModel(config)
     speech = training_data(recipe, run.corpus, everything_of(run.corpus), args, extractor)
-    return set(view_keys(model, speech, extractor, weights=json.dumps(source)).values())
+    return {
+        name: len(part)
+        for _, part in by_corpus(speech)
+        for name in view_keys(model, part, extractor, weights=json.dumps(source)).values()
+    }
 
 
 def _utterances(run: PlannedRun, number: int) -> float:

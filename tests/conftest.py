@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from accelerate.state import AcceleratorState
+from datasets import ClassLabel, Dataset, Features, Value
 from threadpoolctl import threadpool_limits
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -228,6 +229,25 @@ def shared() -> Path:
     if not (folder / "corpora" / "emodb").is_dir():
         pytest.skip(f"needs real weights and speech: no folder {folder} (set LASCL_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_corpora(tmp_path_factory) -> Dataset:
+    """A table of two corpora, 0.06 to 0.16 s: `left` has the speakers a (6 recordings), b (6) and c (3), who are calm,
+    fearful or joyful, `right` d (6) and e (3), who are fearful, joyful or in rage."""
+    folder, rows = tmp_path_factory.mktemp("two-corpora"), []
+    for speaker, count in {"left/a": 6, "left/b": 6, "left/c": 3, "right/d": 6, "right/e": 3}.items():
+        for number in range(count):
+            path, duration_s = folder / f"{speaker.replace('/', '-')}-{number}.wav", 0.06 + 0.004 * len(rows)
+            soundfile.write(path, recording(len(rows), duration_s) * (1 + len(rows) % 5) / 5, RATE)
+            corpus = speaker[: speaker.index("/")]
+            about = {"corpus": corpus, "speaker": speaker, "label": number % 3 + (corpus == "right"), "session": None}
+            rows.append({"id": f"{speaker}/{number}", "audio": str(path), "duration_s": duration_s, **about})
+    kinds = dict.fromkeys(("id", "audio", "speaker", "session", "corpus"), Value("string"))
+    labels = ClassLabel(names=["calm", "fear", "joy", "rage"])
+    table = Dataset.from_list(rows, features=Features({**kinds, "duration_s": Value("float64"), "label": labels}))
+    table.info.dataset_name = "many"
+    return table
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def checkpoint(text_encoder, tmp_path_factory):
         model = LaSCLForAudioClassification.from_encoders(
             str(encoder), text_encoder, LABELS, projection_dim=8, **OPTIONS.get(family, {})
         )
-        if model.config.standardise_audio:
+        if model.config.standardises:
             model.lascl.set_pooled_statistics(torch.randn(9, model.config.pooled_size))
         model.save_pretrained(folder)
         if family == "whisper":

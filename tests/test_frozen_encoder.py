@@ -18,7 +18,7 @@ from lascl.data import SpeechCollator, SpeechDataset
 from lascl.studies.forecast import measure
 from lascl.studies.plan import Study, plan_runs, read_corpora
 from lascl.train import main
-from lascl.training.pooled import PooledDataset, collate_pooled, embed_views
+from lascl.training.pooled import PooledDataset, Statistics, collate_pooled, embed_views
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
 
 
@@ -87,7 +87,8 @@ def test_pooled_audio_is_what_the_model_makes_of_the_waveforms_of_that_epoch(cor
 
     model.eval()
     rows = [4, 0, 2, 5]
-    pooled = PooledDataset(dataset, rows, blocks, num_views=3, transform=lambda vectors: 10 * vectors)
+    tenth = Statistics(torch.zeros(1, 1), torch.full((1, 1), 0.1), [0] * 6)
+    pooled = PooledDataset(dataset, rows, blocks, num_views=3, statistics=tenth)
     for found, expected in ((pooled.ids, dataset.ids), (pooled.labels, dataset.labels)):
         assert found == [expected[row] for row in rows]
     assert pooled.durations_s == [dataset.durations_s[row] for row in rows]

@@ -234,7 +234,7 @@ def test_standardised_audio_has_mean_0_and_deviation_1_over_what_it_was_fitted_o
     model.save_pretrained(tmp_path)
     again = LaSCLForAudioClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(outputs(again).pooled_audio, after)
-    with pytest.raises(ValueError, match="standardise_audio=True"):
+    with pytest.raises(ValueError, match="standardise_audio='none'; build it with standardise_audio='training'"):
         plain.lascl.set_pooled_statistics(before)
 
 

@@ -241,7 +241,8 @@ for number in range(9):
     np.lib.format.open_memmap(path, "w+", "<f4", (rows, width)).flush()
     blocks[(1, number - 1) if number else (0, 0)] = Block(path)
 speech = types.SimpleNamespace(
-    ids=[str(row) for row in range(rows)], labels=[0] * rows, durations_s=[1.0] * rows, label_names=["a"], epoch=0
+    ids=[str(row) for row in range(rows)], labels=[0] * rows, durations_s=[1.0] * rows, label_names=["a"], epoch=0,
+    corpora=None, label_masks=None
 )
 total = sum(float(part.sum()) for part in parts_of(blocks[0, 0], range(rows)))
 data = PooledDataset(speech, range(rows), blocks, num_views=2)

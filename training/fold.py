@@ -21,7 +21,7 @@ from lascl.data.words import words_of_fold
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
-from lascl.training.pooled import PooledDataset, collate_pooled, embed_views, parts_of, standardiser, view_keys
+from lascl.training.pooled import PooledDataset, collate_pooled, embed_views, known_block, parts_of, statistics_of
 from lascl.training.recipe import Recipe
 from lascl.training.run_directory import link_or_copy, write_json
 from lascl.training.start import Start
@@ -58,7 +58,7 @@ def fold_data(
     recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, start: Start, view_cache: dict[str, torch.Tensor]
 ) -> FoldData:
     """The fold's views as audio, or, of a frozen encoder whose views repeat, as the pooled audio of each, which is
-    encoded once. The model gets the statistics of the training side if the recipe standardises.
+    encoded once. The model gets the statistics of the training side if the recipe standardises, by whosesoever.
 
     Args:
         view_cache: pooled audio by `lascl.training.pooled.view_keys`: what is there is not encoded again.
@@ -70,7 +70,7 @@ def fold_data(
         PartialState().print(f"{num_cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
     collator, train = SpeechCollator(extractor), training_data(recipe, corpus, fold, args, extractor)
     words, watched = train.label_names, watched_rows(corpus, fold)
-    takes_statistics = recipe.standardise_audio and not recipe.init_from
+    takes_statistics = model.config.standardises and not recipe.init_from
     if is_encoded_once(recipe, train):
         everything = training_data(recipe, corpus, everything_of(corpus), args, extractor, words)
         began = time.monotonic()
@@ -78,7 +78,8 @@ def fold_data(
         cost = {"encoding_s": time.monotonic() - began}
         if takes_statistics:
             model.lascl.set_pooled_statistics(parts_of(blocks[0, 0], fold.train))
-        pooled = partial(PooledDataset, everything, blocks=blocks, transform=standardiser(model.lascl))
+        statistics = statistics_of(model.lascl, blocks[0, 0], fold, **groups_of(corpus))
+        pooled = partial(PooledDataset, everything, blocks=blocks, statistics=statistics)
         train = pooled(fold.train, num_views=train.num_views)
         return FoldData(
             train, {name: pooled(rows, num_views=1) for name, rows in watched.items()}, collate_pooled, cost
@@ -128,18 +129,36 @@ def view_store(recipe: Recipe) -> ViewStore | None:
     return ViewStore(recipe.views_dir or default_folder(), recipe.views_gb * GB) if recipe.views_gb else None
 
 
+def groups_of(corpus) -> dict[str, list[str] | None]:
+    """Whose recordings the rows of a table are, as `statistics_of` wants it."""
+    corpora = corpus["corpus"][:] if "corpus" in corpus.column_names else None
+    return {"corpora": corpora, "speakers": corpus["speaker"][:]}
+
+
 def known_views(
-    recipe: Recipe, corpus, args: LaSCLTrainingArguments, view_cache: dict, model, extractor, rows: list[int]
+    recipe: Recipe,
+    corpus,
+    fold: Fold,
+    args: LaSCLTrainingArguments,
+    view_cache: dict,
+    model,
+    extractor,
+    rows: list[int],
 ) -> PooledDataset | None:
-    """The clean views of these rows as pooled audio, if it is known what the frozen encoder of this model, which was
-    loaded again, makes of them; else `None`: it has to hear them."""
+    """The clean views of these rows of a fold as pooled audio, if it is known what the frozen encoder of this model,
+    which was loaded again, makes of them; else `None`: it has to hear them. Statistics by corpus or speaker need the
+    views of others too, which are then encoded if they are not known."""
     speech = training_data(recipe, corpus, everything_of(corpus), args, extractor)
     if not is_encoded_once(recipe, speech):
         return None
-    block = view_cache.get(view_keys(model.lascl, speech, extractor)[0, 0])
-    if block is None:
+    block = known_block(model.lascl, speech, extractor, view_cache)
+    if block is None and recipe.standardise_audio in ("none", "training"):
         return None
-    return PooledDataset(speech, rows, {(0, 0): block}, num_views=1, transform=standardiser(model.lascl))
+    if block is None:
+        speech.num_views = 1
+        block = embed_views(model, speech, SpeechCollator(extractor), view_cache, args, view_store(recipe))[0, 0]
+    statistics = statistics_of(model.lascl, block, fold, **groups_of(corpus))
+    return PooledDataset(speech, rows, {(0, 0): block}, num_views=1, statistics=statistics)
 
 
 def clip_limit_s(recipe: Recipe, extractor) -> float:

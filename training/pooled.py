@@ -2,17 +2,19 @@
 
 Letters: N utterances of a data set, B of a batch, V views of each, P epochs until the augmentations repeat, d_a width
 of the pooled audio. A block is the pooled audio (N, d_a) of all utterances in one view of one epoch; `view_keys` says
-what it follows from.
+what it follows from. Of several corpora each has blocks of its own, which follow from its recordings alone: another
+choice of corpora encodes nothing anew.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from importlib import metadata
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -21,14 +23,14 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from lascl.data import SpeechCollator, SpeechDataset
+from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.data.augmentation import build_augmentation
 from lascl.data.checked_audio import content_hashes
 from lascl.data.dataset import class_indices
-from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel
+from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel, pooled_statistics
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.digests import digest_of
-from lascl.training.views import Block, ViewStore
+from lascl.training.views import Block, JoinedBlock, ViewStore
 
 
 # What makes no view, of the settings and weights that surround one. All the rest is taken to make it: a setting that
@@ -50,6 +52,7 @@ NO_PART_OF_A_VIEW = {
     "weights": ("audio_projection.", "text_projection.", "label_features", "pooled_mean", "pooled_std"),
 }
 PART = 4096  # rows of a block that are read at once
+FEWEST_OF_A_SPEAKER = 5  # recordings; with fewer, a speaker's statistics would be of these words rather than this voice
 # Whose versions are kept in a key: another one may read, augment or encode otherwise.
 PACKAGES = ("lascl", "audiomentations", "numpy", "soundfile", "soxr", "torch", "transformers")
 
@@ -60,25 +63,28 @@ class PooledDataset(Dataset):
     Args:
         speech: the utterances that were embedded, with all their views.
         rows: which of them, in this order.
-        blocks: of `speech`, from `embed_views`; read row by row.
+        blocks: of `speech`, by view and epoch, from `embed_views`; read row by row.
         num_views: V, of those of `speech`; 1 is the clean view alone.
-        transform: of (V, d_a), such as what `standardiser` gives; by default none.
+        statistics: of `speech`, by which its audio is standardised; by default it is not.
     """
 
     def __init__(
         self,
         speech: SpeechDataset,
         rows: Sequence[int],
-        blocks: dict[tuple[int, int], torch.Tensor | Block],
+        blocks: dict[tuple[int, int], torch.Tensor | Block | JoinedBlock],
         *,
         num_views: int,
-        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        statistics: Statistics | None = None,
     ):
         self.ids = [speech.ids[row] for row in rows]
         self.labels = [speech.labels[row] for row in rows]
         self.durations_s, self.label_names = [speech.durations_s[row] for row in rows], speech.label_names
+        corpora, label_masks = getattr(speech, "corpora", None), getattr(speech, "label_masks", None)
+        self.corpora = None if corpora is None else [corpora[row] for row in rows]
+        self.label_masks = None if label_masks is None else label_masks[list(rows)]  # (n, K)
         self.speech, self.rows, self.blocks, self.num_views = speech, list(rows), blocks, num_views
-        self.transform = transform
+        self.statistics = statistics
 
     def set_epoch(self, epoch: int):
         self.speech.set_epoch(epoch)
@@ -87,11 +93,12 @@ class PooledDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict:
-        """`id`, `label` (int) and `pooled_audio` (V, d_a), the clean view first."""
+        """`id`, `label` (int), `pooled_audio` (V, d_a), the clean view first; of several corpora `label_mask` (K,)."""
         row, epoch = self.rows[index], self.speech.epoch  # the clean view has no epochs
         views = torch.stack([self.blocks[view, epoch if view else 0][row] for view in range(self.num_views)])
-        pooled = self.transform(views) if self.transform else views
-        return {"id": self.ids[index], "label": self.labels[index], "pooled_audio": pooled}
+        pooled = self.statistics.standardised(views, row) if self.statistics else views
+        item = {"id": self.ids[index], "label": self.labels[index], "pooled_audio": pooled}
+        return item if self.label_masks is None else {**item, "label_mask": self.label_masks[index]}
 
 
 def collate_pooled(items: list[dict]) -> dict[str, torch.Tensor]:
@@ -101,15 +108,95 @@ def collate_pooled(items: list[dict]) -> dict[str, torch.Tensor]:
     return {"pooled_audio": pooled.flatten(0, 1), "labels": labels.repeat(len(pooled))}
 
 
-def standardiser(model: LaSCLModel) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What `model.standardise` does now, on the CPU and without the model; `None` if that is nothing."""
-    if not model.config.standardise_audio:
+class Statistics(NamedTuple):
+    """By what the pooled audio of N utterances is standardised.
+
+    Args:
+        means, stds: (G, d_a) of G groups of utterances.
+        groups: of each utterance its group; N numbers, -1 of what is on no side of the fold.
+    """
+
+    means: torch.Tensor
+    stds: torch.Tensor
+    groups: Sequence[int]
+
+    def standardised(self, pooled: torch.Tensor, row: int) -> torch.Tensor:
+        """(V, d_a) of the views of an utterance."""
+        group = self.groups[row]
+        if group < 0:
+            raise IndexError(f"Row {row} is on no side of the fold whose statistics these are.")
+        return (pooled - self.means[group]) / self.stds[group]
+
+
+def statistics_of(
+    model: LaSCLModel,
+    block: torch.Tensor | Block,
+    fold: Fold,
+    *,
+    corpora: Sequence[str] | None,
+    speakers: Sequence[str],
+) -> Statistics | None:
+    """What the model's `standardise_audio` takes for the utterances of a fold: nothing, what the model holds of all
+    training utterances, or statistics by group (`group_statistics`).
+
+    Args:
+        block: (N, d_a), the clean views, not standardised.
+        corpora, speakers: N names each; `None`: all are of one corpus.
+    """
+    mode = model.config.standardise_audio
+    if mode == "none":
         return None
-    return partial(_standardised, model.pooled_mean.cpu().clone(), model.pooled_std.cpu().clone())
+    if mode == "training":
+        whole = [buffer.cpu().clone().unsqueeze(0) for buffer in (model.pooled_mean, model.pooled_std)]
+        return Statistics(*whole, [0] * len(speakers))
+    return group_statistics(
+        block, fold, ["all"] * len(speakers) if corpora is None else corpora, speakers if mode == "speaker" else None
+    )
 
 
-def _standardised(mean: torch.Tensor, std: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-    return (pooled - mean) / std
+def group_statistics(
+    block: torch.Tensor | Block, fold: Fold, corpora: Sequence[str], speakers: Sequence[str] | None
+) -> Statistics:
+    """`pooled_statistics` of the clean views by corpus, or by speaker.
+
+    Of a corpus those of its utterances on the training side, whatever side is standardised; of a corpus that has none
+    there, those on the same side. Of a speaker those of all its utterances on the same side; with fewer than
+    `FEWEST_OF_A_SPEAKER`, the corpus's. No label is used.
+
+    Args:
+        block: (N, d_a).
+        corpora, speakers: N names each; `speakers` is `None`: by corpus.
+    """
+    sides = {"train": fold.train, "validation": fold.validation, "test": fold.test}
+    trained = _by_name(corpora, fold.train)
+    groups, sources = [-1] * len(corpora), {}  # `sources`: by group, whose statistics it takes
+    for side, rows in sides.items():
+        for name, members in _by_name(corpora, rows).items():
+            group = ("corpus", "train" if name in trained else side, name)
+            sources[group] = trained.get(name, members)
+            _assign(groups, members, group)
+        for name, members in _by_name(speakers, rows).items() if speakers else ():
+            if len(members) >= FEWEST_OF_A_SPEAKER:
+                group = ("speaker", side, name)
+                sources[group] = members
+                _assign(groups, members, group)
+    used = {group: number for number, group in enumerate(dict.fromkeys(group for group in groups if group != -1))}
+    found = [pooled_statistics(parts_of(block, sources[group])) for group in used]
+    means, stds = (torch.stack(values).float() for values in zip(*found))
+    return Statistics(means, stds, [used.get(group, -1) for group in groups])
+
+
+def _by_name(names: Sequence[str], rows: Sequence[int]) -> dict[str, list[int]]:
+    """By name, which of these rows have it, in their order."""
+    found = {}
+    for row in rows:
+        found.setdefault(names[row], []).append(row)
+    return found
+
+
+def _assign(groups: list, rows: Sequence[int], group):
+    for row in rows:
+        groups[row] = group
 
 
 def parts_of(block: torch.Tensor | Block, rows: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -122,10 +209,42 @@ def blocks_of(speech: SpeechDataset, num_views: int) -> list[tuple[int, int]]:
     return [(0, 0), *((view, epoch) for epoch in range(speech.augmentation_period) for view in range(1, num_views))]
 
 
+def by_corpus(speech: SpeechDataset) -> list[tuple[list[int], SpeechDataset]]:
+    """The corpora of a data set, each the rows it has there and these alone; of one corpus, the data set itself."""
+    if getattr(speech, "corpora", None) is None:
+        return [(list(range(len(speech))), speech)]
+    names = _by_name(speech.corpora, range(len(speech)))
+    return [(names[name], _part(speech, names[name])) for name in sorted(names)]
+
+
+def _part(speech: SpeechDataset, rows: list[int]) -> SpeechDataset:
+    """Some utterances of a data set, everything else as it is; for their audio alone, which has no labels."""
+    part = copy.copy(speech)
+    for name in ("ids", "paths", "labels", "durations_s"):
+        setattr(part, name, [getattr(speech, name)[row] for row in rows])
+    part.corpora = part.label_masks = None
+    return part
+
+
+def joined(parts: list[tuple[list[int], SpeechDataset]], blocks: list) -> torch.Tensor | Block | JoinedBlock:
+    """The blocks of `by_corpus` as one of the whole data set."""
+    return blocks[0] if len(parts) == 1 else JoinedBlock(blocks, [rows for rows, _ in parts])
+
+
+def known_block(
+    model: LaSCLModel, speech: SpeechDataset, feature_extractor, view_cache: dict[str, torch.Tensor | Block]
+) -> torch.Tensor | Block | JoinedBlock | None:
+    """The clean views of a data set, if `view_cache` has them all."""
+    parts = by_corpus(speech)
+    found = [view_cache.get(view_keys(model, part, feature_extractor)[0, 0]) for _, part in parts]
+    return None if any(block is None for block in found) else joined(parts, found)
+
+
 def view_keys(
     model: LaSCLModel, speech: SpeechDataset, feature_extractor, *, weights: str | None = None
 ) -> dict[tuple[int, int], str]:
-    """The name of every block of `speech`, by view and epoch: a hash of all that its pooled audio follows from.
+    """The name of every block of `speech`, which is one corpus, by view and epoch: a hash of all that its pooled audio
+    follows from.
 
     That are what is in the files, wherever they lie, their ids, the limit of their length and the sampling rate; for an
     augmented view also the augmentation's settings, its seed, the view and the epoch; the feature extractor's settings;
@@ -194,36 +313,42 @@ def embed_views(
     store: ViewStore | None = None,
 ) -> dict[tuple[int, int], torch.Tensor | Block]:
     """The blocks of `speech` by view and epoch, (N, d_a) each, not standardised. `view_cache` holds blocks by
-    `view_keys`, and `store` on disk: what is there is taken from it, what is not is put there.
+    `view_keys`, and `store` on disk: what is there is taken from it, what is not is put there, each corpus for itself.
 
-    A block is always the whole data set in the same batches, whatever else there is to do, so that the same command
+    A block is always a whole corpus in the same batches, whatever else there is to do, so that the same command
     rounds alike wherever it went on. Several processes embed a share of each, and all come to know all. The model is in
     evaluation mode meanwhile.
     """
     state, was_training = PartialState(), model.training
     # The first process's names hold for all: who went another way would wait for ever.
-    own = view_keys(model.lascl, speech, collator.feature_extractor) if state.is_main_process else None
-    keys = broadcast_object_list([own])[0]
-    todo = [place for place, key in keys.items() if not _is_known(key, view_cache, store)]
-    mine = _by_length(speech)[state.process_index :: state.num_processes]
+    parts = by_corpus(speech)
+    named = parts if state.is_main_process else []
+    own = [view_keys(model.lascl, part, collator.feature_extractor) for _, part in named]
+    keys = broadcast_object_list([own])[0]  # of each corpus, by view and epoch
+    todo = [
+        (key, part, place)
+        for (_, part), places in zip(parts, keys)
+        for place, key in places.items()
+        if not _is_known(key, view_cache, store)
+    ]
+    shares = [_by_length(part)[state.process_index :: state.num_processes] for _, part, _ in todo]
     is_shown = todo and state.is_main_process and not args.disable_tqdm
     model.eval()
     with (
         _not_standardised(model.config),
-        tqdm(total=len(todo) * len(mine), desc="Encoding all views", unit="view", disable=not is_shown) as progress,
+        tqdm(total=sum(map(len, shares)), desc="Encoding all views", unit="view", disable=not is_shown) as progress,
     ):
-        for view, epoch in todo:
-            key = keys[view, epoch]
+        for (key, part, place), mine in zip(todo, shares):
             # Alone, another run that makes the same is waited for; processes of one run wait for each other already.
             waits = store is not None and state.num_processes == 1
             with store.making(key) if waits else nullcontext():
                 if not (waits and _is_known(key, view_cache, store)):
-                    batches = _embed(model, OneView(speech, mine, view, epoch), collator, args, progress)
-                    view_cache[key] = _keep(batches, key, (len(speech), model.config.pooled_size), store)
+                    batches = _embed(model, OneView(part, mine, *place), collator, args, progress)
+                    view_cache[key] = _keep(batches, key, (len(part), model.config.pooled_size), store)
     model.train(was_training)
     if store is not None and todo:
         store.shrink()
-    return {place: view_cache[key] for place, key in keys.items()}
+    return {place: joined(parts, [view_cache[places[place]] for places in keys]) for place in keys[0]}
 
 
 def _is_known(key: str, view_cache: dict[str, torch.Tensor | Block], store: ViewStore | None) -> bool:
@@ -242,7 +367,7 @@ def _by_length(speech: SpeechDataset) -> list[int]:
 @contextmanager
 def _not_standardised(config) -> Iterator[None]:
     """While what is encoded is to serve every fold, whose statistics differ."""
-    before, config.standardise_audio = config.standardise_audio, False
+    before, config.standardise_audio = config.standardise_audio, "none"
     try:
         yield
     finally:
@@ -298,5 +423,5 @@ class OneView(Dataset):
         return len(self.rows)
 
     def __getitem__(self, number: int) -> dict:
-        row = self.rows[number]
-        return {"label": self.speech.labels[row], "views": [self.speech.view(row, self.view, self.epoch)]}
+        # No label: one that the fold does not train on has no number.
+        return {"label": 0, "views": [self.speech.view(self.rows[number], self.view, self.epoch)]}

@@ -10,6 +10,7 @@ from lascl.data import Fold
 from lascl.data.corpora import equal_recordings, said_of_equal_recordings
 from lascl.data.folds import Column, shared_speakers, train_hashes
 from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
+from lascl.training.pooled import FEWEST_OF_A_SPEAKER
 from lascl.training.recipe import Recipe
 from lascl.training.run_directory import write_json
 from lascl.training.start import is_run
@@ -25,6 +26,9 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
     columns = {name: corpus[name][:] for name in corpus.column_names if name != "label"}
     words = Words(corpus)
     notes = _notes(recipe, folds, shared_speakers(folds, Column(columns["speaker"])), num_skipped)
+    transductive = is_transductive(recipe, columns, folds)
+    if recipe.standardise_audio in ("corpus", "speaker"):
+        notes.append(_standardising_in_words(recipe, transductive))
     notes += [sentence for fold in folds for sentence in words.gaps(fold)]
     if sentence := said_of_equal_recordings(equal_recordings(corpus)):
         notes.append(sentence)
@@ -32,6 +36,7 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
         "corpus": recipe.corpus_title,
         "num_folds": len(folds),
         "split_seed": recipe.split_seed,
+        **({"transductive": True} if transductive else {}),
         "folds": [{**sides, **words.of(fold)} for sides, fold in zip(_sides(columns, folds), folds)],
     }
     if known := _known_texts(columns, folds):
@@ -75,6 +80,31 @@ def _notes(recipe: Recipe, folds: list[Fold], shared: bool, num_skipped: int) ->
     if num_skipped:
         notes.append(f"{num_skipped} utterances whose audio cannot be used are left out, see skipped.csv.")
     return notes
+
+
+def is_transductive(recipe: Recipe, columns: dict[str, list], folds: list[Fold]) -> bool:
+    """Whether unlabelled audio of the tested side goes into its own scores: that of each speaker, or of a corpus that
+    is tested without being trained on."""
+    if recipe.standardise_audio != "corpus" or "corpus" not in columns:
+        return recipe.standardise_audio == "speaker"
+    corpora = Column(columns["corpus"])
+    return any((corpora.occurs(fold.test) & ~corpora.occurs(fold.train)).any() for fold in folds)
+
+
+def _standardising_in_words(recipe: Recipe, transductive: bool) -> str:
+    if recipe.standardise_audio == "speaker":
+        whose = f"each speaker's own recordings (with fewer than {FEWEST_OF_A_SPEAKER}, the corpus's)"
+    elif transductive:
+        whose = "each corpus's own recordings, of a tested corpus by those that are tested"
+    else:
+        whose = "each corpus's recordings on the training side"
+    sentence = f"Audio is standardised by {whose}"
+    if not transductive:
+        return f"{sentence}."
+    return (
+        f"{sentence}: these scores are transductive, they use unlabelled audio of the tested side, which a recording "
+        "that comes alone does not have."
+    )
 
 
 def _sides(columns: dict[str, list], folds: list[Fold]) -> list[dict]:

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
-from lascl.configuration_lascl import LaSCLConfig
+from lascl.configuration_lascl import LaSCLConfig, standardising
 from lascl.data.corpora import check_entries
 from lascl.data.folds import Fold
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -71,6 +71,8 @@ WHEN_ABSENT = {
     "corpus_exponent": 0.5,
     "final_model": False,
 }
+# How the value of a field is read that older code wrote otherwise.
+READ_AS = {"standardise_audio": standardising}
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
 # What decides the table.
 CORPUS_FIELDS = ("corpora", "corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")
@@ -234,7 +236,12 @@ class Recipe(Publishing):
     audio_window: str = HfArg(
         default="fixed", help="what Whisper hears: fixed, its whole window, or utterance, no more than lasts"
     )
-    standardise_audio: bool = HfArg(default=False, help="centre and scale the pooled audio by the training utterances")
+    standardise_audio: str = HfArg(
+        default="none",
+        help="centre and scale the pooled audio by the statistics of: none, training (utterances), or, of a frozen "
+        "encoder, each corpus or speaker (whose own unlabelled audio is used)",
+        metadata={"nargs": "?", "const": "training"},  # as it was when it was a boolean
+    )
     text_pooling: str = HfArg(default="mean", help="mean over tokens, or first")
     freeze_feature_encoder: bool | None = HfArg(
         default=None, help="keep the convolutional front end; by default unless it starts at random"
@@ -269,6 +276,7 @@ class Recipe(Publishing):
             raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
         self.folds = str(self.folds).strip("[]")
         self.audio_layers = str(self.audio_layers).strip("[]").replace(" ", "")
+        self.standardise_audio = standardising(self.standardise_audio)
         if self.init_from:
             self.audio_encoder = self.audio_encoder_revision = self.text_encoder = self.text_encoder_revision = None
         elif self.label_template is None:
@@ -395,7 +403,30 @@ class Recipe(Publishing):
                 raise ValueError(f"selection best_validation sets {clash[0]} to {chosen[clash[0]]!r}.")
         args = LaSCLTrainingArguments(output_dir=str(output_dir), **{**chosen, **self.training})
         check_trackers(args.report_to)
+        self.check_standardising(args)
         return args
+
+    def check_standardising(self, args: LaSCLTrainingArguments):
+        """Refuses statistics by corpus or speaker of audio that changes while the model is trained: they would be of
+        something else then.
+
+        Raises:
+            ValueError: it does; the message names what must be set.
+        """
+        if self.standardise_audio in ("none", "training"):
+            return
+        repeats = args.views_an_utterance == 1 or args.augmentation_period is not None
+        needed = {
+            f"freeze_audio_encoder to true (found {str(self.freeze_audio_encoder).lower()})": self.freeze_audio_encoder,
+            "audio_layers to last or to numbers (found weighted)": self.audio_layers != "weighted",
+            "augmentation_period to a number (found none), or augmentation to none": repeats,
+        }
+        missing = [setting for setting, is_there in needed.items() if not is_there]
+        if missing:
+            raise ValueError(
+                f"standardise_audio {self.standardise_audio} is for a frozen encoder that hears every view once: set "
+                f"{'; '.join(missing)}."
+            )
 
     def to_dict(self) -> dict:
         """The recipe as it would stand in a YAML file, with every default that decides a run written out; without the
@@ -535,8 +566,10 @@ def without_places(fields: dict) -> dict:
 
 
 def with_absent(old: dict) -> dict:
-    """All fields of a `recipe.yaml` or `config.json` as today's code reads them: what it lacks, by `WHEN_ABSENT`."""
-    return {**{name: value(old) if callable(value) else value for name, value in WHEN_ABSENT.items()}, **old}
+    """All fields of a `recipe.yaml` or `config.json` as today's code reads them: what it lacks by `WHEN_ABSENT`, what
+    it has by `READ_AS`."""
+    read = {name: READ_AS[name](value) if name in READ_AS else value for name, value in old.items()}
+    return {**{name: value(old) if callable(value) else value for name, value in WHEN_ABSENT.items()}, **read}
 
 
 def recorded_recipe(run_dir: str | Path) -> dict | None:

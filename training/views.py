@@ -70,6 +70,38 @@ class Block:
         return found
 
 
+class JoinedBlock:
+    """Several blocks as one of (N, d_a), nothing of them read before it is asked for.
+
+    Args:
+        blocks: (n, d_a) each.
+        rows: of each block, which rows of the whole its own are; each of N occurs once.
+    """
+
+    def __init__(self, blocks: Sequence[torch.Tensor | Block], rows: Sequence[Sequence[int]]):
+        self.blocks = list(blocks)
+        of_parts = [np.asarray(part, dtype=np.int64) for part in rows]
+        self.part = np.empty(sum(map(len, of_parts)), dtype=np.int64)  # (N,) which block
+        self.place = np.empty_like(self.part)  # (N,) which of its rows
+        for number, part in enumerate(of_parts):
+            self.part[part], self.place[part] = number, np.arange(len(part))
+
+    def __len__(self):
+        return len(self.part)
+
+    def __getitem__(self, rows: int | Sequence[int]) -> torch.Tensor:
+        """(d_a,) of a row, or (n, d_a) of several: a copy."""
+        if np.ndim(rows) == 0:
+            return self.blocks[self.part[rows]][int(self.place[rows])]
+        parts, places = self.part[rows], self.place[rows]
+        numbers = np.unique(parts)
+        found = {number: self.blocks[number][places[parts == number].tolist()] for number in numbers}
+        whole = next(iter(found.values())).new_empty(len(parts), self.blocks[0][0].shape[-1])
+        for number, content in found.items():
+            whole[torch.from_numpy(parts == number)] = content
+        return whole
+
+
 class ViewStore:
     """Blocks by name in a folder. Several processes may use it at once: a file is whole or absent, and who needs what
     another makes waits for it.
