@@ -16,7 +16,14 @@ from lascl.console import unless_pipe_closes
 from lascl.evaluation.figures import draw_figures, numbered_names
 from lascl.evaluation.metrics import SCORE_NAMES
 from lascl.evaluation.report_data import Run, best_epoch_on_test, latex_row, load_run
-from lascl.evaluation.results import interval_of, per_cent, results_cells, results_table, why_no_interval
+from lascl.evaluation.results import (
+    corpora_cells,
+    interval_of,
+    per_cent,
+    results_cells,
+    results_table,
+    why_no_interval,
+)
 from lascl.training.run_directory import write_text
 
 
@@ -73,6 +80,9 @@ def write_report(run_dir: str | Path, results: dict | None = None) -> None:
         "recipe_text": (run_dir / "recipe.yaml").read_text(encoding="utf-8").strip(),
         "scores": {name: SCORE_NAMES[name] for name in SHOWN},
         "pooled": run.results["pooled"],
+        "corpora": run.results.get("corpora", {}),
+        "corpora_table": corpora_cells(run.results),
+        "chance": chance(run),
         "best_epoch": best_epoch_on_test(run.histories_by_fold),
         "num_speakers": len({row["speaker"] for row in run.rows}),
         "table": results_table(run.results),
@@ -99,6 +109,12 @@ def write_report(run_dir: str | Path, results: dict | None = None) -> None:
     write_text(run_dir / "report.md", environment.get_template("report.md.jinja").render(content))
 
 
+def chance(run: Run) -> float:
+    """The UA of guessing; of several corpora the mean over them, each among its own words."""
+    own = run.own_words
+    return sum(1 / len(words) for words in own.values()) / len(own) if own else 1 / len(run.labels)
+
+
 def caveats(run: Run) -> list[str]:
     """What a reader must not conclude from this run, each in a sentence."""
     recipe, done = run.recipe, len(run.results["folds"])
@@ -111,6 +127,11 @@ def caveats(run: Run) -> list[str]:
     if random:
         encoders = f"{' and '.join(random)} encoder{'s' * (len(random) - 1)}"
         sentences.append(f"The {encoders} started from random weights: this tests the code, not the method.")
+    if run.results.get("transductive"):
+        sentences.append(
+            "These scores are transductive: audio was standardised with unlabelled recordings of the tested side. "
+            "Compare them with transductive scores only."
+        )
     if recipe.get("allow_partial"):
         sentences.append(
             "The recipe allows a copy of the corpus with utterances missing. Compare only with runs on the same copy."

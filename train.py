@@ -22,8 +22,9 @@ from transformers.utils import logging
 
 from lascl.console import unless_pipe_closes
 from lascl.data import Fold
+from lascl.data.words import own_words
 from lascl.evaluation import read_predictions, results_table, summarise_run
-from lascl.evaluation.results import score_rows
+from lascl.evaluation.predictions import labels_of, score_rows
 from lascl.hub.card import fold_card
 from lascl.hub.publish import BackgroundPublisher
 from lascl.report import write_report
@@ -137,8 +138,9 @@ def evaluate_fold(
     if PartialState().is_main_process:
         write_csv(fold_dir / "predictions.csv", rows)
         write_arrays(fold_dir / "embeddings.npz", geometry)
-        labels = corpus.features["label"].names
-        scores = score_rows(read_predictions(fold_dir / "predictions.csv"), labels, recipe.prediction_head)
+        tested, own = read_predictions(fold_dir / "predictions.csv"), own_words(corpus)
+        labels = labels_of(tested, corpus.features["label"].names, own)
+        scores = score_rows(tested, labels, recipe.prediction_head, own)
         run = {"fold": fold.number, "commit": environment()["commit"], **cost}
         write_json(fold_dir / "metrics.json", {**run, **scores})  # last: it marks the fold as complete
         shutil.rmtree(fold_dir / "trainer", ignore_errors=True)

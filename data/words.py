@@ -43,3 +43,10 @@ def words_of_fold(table: datasets.Dataset, fold: Fold) -> list[str]:
     trains = np.isin(corpus_names(table), list(Column(of_rows).occurring(fold.train)))  # (C,)
     is_learned = annotated_words(table)[trains].any(axis=0)  # (K,)
     return sorted(word for word, learned in zip(words, is_learned) if learned)
+
+
+def own_words(table: datasets.Dataset) -> dict[str, list[str]] | None:
+    """By corpus, the words that it annotates, in the order of the table's label names; `None` for a table of one."""
+    words = table.features["label"].names
+    annotates = zip(corpus_names(table), annotated_words(table))
+    return {name: [word for word, has in zip(words, row) if has] for name, row in annotates} or None

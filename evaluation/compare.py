@@ -18,7 +18,9 @@ from scipy import stats
 from lascl.console import unless_pipe_closes
 from lascl.evaluation.intervals import ROUNDING, speaker_counts, speaker_standard_error, t_interval
 from lascl.evaluation.metrics import SCORE_NAMES, SCORES, scores_from_counts
-from lascl.evaluation.results import PROBABILITY, head_probabilities, read_run
+from lascl.evaluation.predictions import PROBABILITY, head_probabilities, own_words_of, words_with_columns
+from lascl.evaluation.report_data import parsed_file
+from lascl.evaluation.results import read_run
 
 
 HEADS = {"model": "the model's own head", "label": "label head", "classifier": "classifier"}
@@ -73,7 +75,7 @@ def compare_runs(run_a: str | Path, run_b: str | Path, *, head: str = "model", c
                 "with one set of labels."
             )
     rows_a, rows_b = [a[id] for id in both], [b[id] for id in both]
-    choices = [_choices(rows) for rows in (rows_a, rows_b)]
+    choices = [words_with_columns(rows) for rows in (rows_a, rows_b)]
     if all(choices) and choices[0] != choices[1]:
         raise ValueError(
             f"The runs chose between different labels: {', '.join(choices[0])} in {run_a}; {', '.join(choices[1])} in "
@@ -142,8 +144,9 @@ def _read_file(path: Path) -> dict[str, dict[str, str]]:
         if row["id"] in found:
             raise ValueError(f"{path}: the id {row['id']!r} stands in two rows.")
         if "prediction" not in row:
+            known = [label for label in labels if row[prefix + label] or "corpus" not in columns]
             try:
-                row["prediction"] = max(labels, key=lambda label: float(row[prefix + label]))
+                row["prediction"] = max(known, key=lambda label: float(row[prefix + label]))
             except ValueError as error:
                 raise ValueError(f"{path}: row {number} has a probability that is no number ({error}).") from None
         found[row["id"]] = row
@@ -162,20 +165,16 @@ def _complete(a: dict[str, dict], b: dict[str, dict], column: str, run_a, run_b)
                 row[column] = others[id][column]
 
 
-def _choices(rows: list[dict[str, str]]) -> list[str]:
-    """The labels that a run chose between, from the classifier's columns: every head has the same."""
-    prefix = PROBABILITY["classifier"]
-    return sorted(column.removeprefix(prefix) for column in rows[0] if column.startswith(prefix))
-
-
 def _predictions(rows: list[dict[str, str]], head: str, run_dir: str | Path) -> list[str]:
     if head != "label":
         column = {"model": "prediction", "classifier": "prediction_classifier"}[head]
         if column not in rows[0]:
             raise ValueError(f"{run_dir} has no predictions of the {head}. Compare another head.")
         return [row[column] for row in rows]
-    labels = _choices(rows)
-    probabilities = head_probabilities(rows, labels, head) if labels else None
+    labels = words_with_columns(rows)
+    protocol = Path(run_dir) / "protocol.json"
+    own = own_words_of(rows, parsed_file(protocol) if protocol.is_file() else {})
+    probabilities = head_probabilities(rows, labels, head, own) if labels else None
     if probabilities is None:
         raise ValueError(f"{run_dir} has no probabilities of the label head. Compare another head.")
     return [labels[k] for k in probabilities.argmax(axis=1)]

@@ -10,13 +10,15 @@ import dataclasses
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lascl.evaluation.predictions import head_probabilities, trained_words
 from lascl.evaluation.report_data import Run, reliability, speaker_accuracy
-from lascl.evaluation.results import head_probabilities
+from lascl.evaluation.results import interval_of
 
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ def draw_figures(run: Run) -> tuple[list[Plot], list[str]]:
     """
     plots, left_out = [], []
     drawings: dict[str, tuple[str, Callable]] = {
-        "confusion": ("Confusion matrix", draw_confusion),
+        "corpora": ("Corpus by corpus", _corpora),
+        **_confusions(run),
         "tsne": ("Embeddings of the test utterances", draw_tsne),
         "tsne_folds": ("Embeddings of the other folds", _tsne_folds),
         "label_similarity": ("Label similarities", _label_similarity),
@@ -162,9 +165,16 @@ def renamed(run: Run, names: dict[str, str]) -> Run:
         number: {**arrays, "labels": np.array([new(label) for label in arrays["labels"].tolist()])}
         for number, arrays in run.embeddings.items()
     }
-    pooled = {**run.results["pooled"], "labels": [new(label) for label in run.labels]}
-    results = {**run.results, "pooled": pooled}
-    return dataclasses.replace(run, results=results, predictions=predictions, embeddings=embeddings)
+    results = {**run.results, "pooled": {**run.results["pooled"], "labels": [new(label) for label in run.labels]}}
+    if "corpora" in results:
+        results["corpora"] = {
+            corpus: {**scores, "labels": [new(label) for label in scores["labels"]]}
+            for corpus, scores in results["corpora"].items()
+        }
+    protocol = {**run.protocol}
+    if "own_words" in protocol:
+        protocol["own_words"] = {name: [new(word) for word in words] for name, words in protocol["own_words"].items()}
+    return dataclasses.replace(run, results=results, protocol=protocol, predictions=predictions, embeddings=embeddings)
 
 
 def picture(figure: Figure, kind: str) -> bytes:
@@ -181,24 +191,89 @@ def _figure(*size: float) -> Figure:
     return Figure(figsize=size or None)
 
 
-def draw_confusion(run: Run):
-    """The paper's Fig. 2: rows sum to 100 per cent."""
-    counts = np.array(run.results["pooled"]["confusion"])
+def _confusions(run: Run) -> dict[str, tuple[str, Callable]]:
+    """The drawing of the confusion matrix; of several corpora one each, over its own words."""
+    corpora = run.results.get("corpora", ())
+    if not corpora:
+        return {"confusion": ("Confusion matrix", draw_confusion)}
+    return {
+        f"confusion_{number}": (f"Confusion matrix of {corpus}", partial(draw_confusion, corpus=corpus))
+        for number, corpus in enumerate(corpora, start=1)
+    }
+
+
+def _corpora(run: Run):
+    """UA of every corpus with its interval over speakers: over its own words, over all, and of words that were not
+    trained."""
+    if "corpora" not in run.results:
+        raise Missing
+    corpora, mean = run.results["corpora"], run.results["mean_over_corpora"]
+    series = {"own words": (), "all words": ("all_words",), "unseen words": ("unseen_words",)}
+    if run.recipe.get("prediction_head") != "classifier":
+        series["own words, classifier"] = ("classifier",)
+    series = {name: path for name, path in series.items() if not path or path[0] in mean}
+    figure = _figure(4.6, 1.7 + 0.2 * len(series) * (len(corpora) + 1))
+    axes = figure.add_subplot()
+    words, labelled = [], set()
+    for place, (corpus, scores) in enumerate([*corpora.items(), ("mean", mean)]):
+        told = []
+        for number, (name, path) in enumerate(series.items()):
+            found = scores.get(path[0]) if path else scores
+            if found is None:
+                continue
+            y, ua, ends = place + (number + 1) / (len(series) + 1) - 0.5, 100 * found["ua"], _ends_of_ua(found)
+            look = {"color": f"C{number}", "marker": MARKERS[number], "markersize": 5}
+            axes.plot([ua], [y], linestyle="none", label=None if name in labelled else name, **look)
+            labelled.add(name)
+            if ends:
+                axes.plot([100 * end for end in ends], [y, y], color=f"C{number}", linewidth=1)
+            told.append(f"{name} {ua:.1f}")
+        if scores is not mean:
+            chance = 100 / len([word for word in scores["labels"] if word])
+            axes.plot([chance, chance], [place - 0.4, place + 0.4], color="#8A8A8A", linestyle=":", linewidth=1)
+        words.append(f"{corpus}: {', '.join(told)}")
+    axes.set_yticks(range(len(corpora) + 1), [*corpora, "mean"])
+    axes.set(xlim=(0, 101), xlabel="UA (%)")
+    axes.axhline(len(corpora) - 0.5, color="#D0D0D0", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    caption = (
+        "UA of each tested corpus; lines are 95 % intervals over its speakers, dotted is chance over its own words. "
+        "Lines of the mean are its standard error, which speaks of other speakers of these corpora, not of others."
+    )
+    if run.results.get("transductive"):
+        caption += " Transductive: unlabelled audio of the tested side was used."
+    return figure, caption, f"UA by corpus in per cent. {'; '.join(words)}."
+
+
+def _ends_of_ua(scores: dict) -> list[float] | None:
+    """Where the line of a UA ends: its interval, or of a mean over corpora its standard error."""
+    if "num_corpora" not in scores:
+        return interval_of(scores, "ua")
+    error = scores["se"]["ua"]
+    return None if error is None else [scores["ua"] - error, scores["ua"] + error]
+
+
+def draw_confusion(run: Run, corpus: str | None = None):
+    """The paper's Fig. 2: rows sum to 100 per cent; of one of several corpora over its own words."""
+    scores = run.results["pooled"] if corpus is None else run.results["corpora"][corpus]
+    counts, labels = np.array(scores["confusion"]), [label or "no answer" for label in scores["labels"]]
     true = counts.sum(axis=1, keepdims=True)
     shares = np.divide(100.0 * counts, true, out=np.full(counts.shape, np.nan), where=true > 0)
     cells = [[f"{value:.1f}" if value else "0" for value in row] for row in shares]
-    figure = _matrix(run.labels, shares, cells, "Blues", (0, 100), small=counts)
+    figure = _matrix(labels, shares, cells, "Blues", (0, 100), small=counts)
     axes = figure.axes[0]
     axes.set(xlabel="predicted", ylabel="true")
     confused = np.where(np.eye(len(counts), dtype=bool), -1, np.nan_to_num(shares, nan=-1))
     i, j = np.unravel_index(confused.argmax(), confused.shape)
-    recalls = ", ".join(f"{label} {shares[k, k]:.1f}" for k, label in enumerate(run.labels) if true[k])
+    recalls = ", ".join(f"{label} {shares[k, k]:.1f}" for k, label in enumerate(labels) if true[k])
     alt = f"Confusion matrix in per cent of the true class. Right: {recalls}."
     if confused[i, j] > 0:
-        alt += f" Most frequent confusion: {run.labels[i]} taken for {run.labels[j]}, {shares[i, j]:.1f}."
+        alt += f" Most frequent confusion: {labels[i]} taken for {labels[j]}, {shares[i, j]:.1f}."
+    whose = "utterances, as in the paper's Fig. 2" if corpus is None else f"utterances of {corpus}, over its own words"
     caption = (
-        f"Per cent of the true class (rows sum to 100), utterances in small print; all {counts.sum()} tested "
-        "utterances, as in the paper's Fig. 2."
+        f"Per cent of the true class (rows sum to 100), utterances in small print; all {counts.sum()} tested {whose}."
     )
     return figure, caption, alt
 
@@ -284,11 +359,19 @@ def draw_tsne(run: Run):
         f"{shown} of {total} test utterances, drawn at random," if shown < total else f"The {total} test utterances"
     )
     labels = " and its label embeddings (large and hollow)" if run.has_label_space else ""
+    if run.own_words and run.has_label_space:
+        labels = " and the words of all corpora (large and hollow; with a star those that this fold never trained on)"
     caption = (
-        f"{counted} of fold {number}{labels}, t-SNE of cosine distances as in the "
+        f"{counted} of fold {number}{_tested_corpora(run, number)}{labels}, t-SNE of cosine distances as in the "
         "paper's Fig. 3. Only neighbourhoods mean something here, not distances or sizes."
     )
     return figure, caption, f"t-SNE map of fold {number}. {_nearest_in_words(run, number)}"
+
+
+def _tested_corpora(run: Run, number: int) -> str:
+    """Of several corpora those that a fold tests, in brackets."""
+    names = sorted({row.get("corpus", "") for row in run.predictions[number]} - {""})
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _tsne_folds(run: Run):
@@ -303,7 +386,7 @@ def _tsne_folds(run: Run):
     for position, number in enumerate(numbers, start=1):
         axes = figure.add_subplot(rows, columns, position)
         drawn[number] = _scatter_tsne(axes, run, number, large=False)
-        axes.set_title(f"fold {number}")
+        axes.set_title(f"fold {number}{_tested_corpora(run, number)}")
     caption = "As above; each fold has an embedding space and a map of its own, in no common orientation."
     if any(shown < total for shown, total in drawn.values()):
         caption += f" {MAX_TSNE_POINTS} utterances a fold, drawn at random."
@@ -342,15 +425,18 @@ def _scatter_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int
         layout = tsne.fit_transform(points)
     utterances, anchors = layout[: len(chosen)], layout[len(chosen) :]
     for index, label in enumerate(run.labels):
-        colour, marker = f"C{index % 8}", MARKERS[index % 8]
         rows = references[chosen] == label
+        if run.own_words and not rows.any():
+            continue  # of another corpus: its word is written beside its point
+        colour, marker = _sign(index)
         look = {"color": colour, "marker": marker, "linewidths": 0}
         size = 16 if large else 7
         axes.scatter(*utterances[rows].T, s=size, alpha=0.65, label=label, rasterized=True, **look)
-    # Hollow and without words, so that no utterance is hidden: colour and sign are in the legend.
+    trained = trained_words(run.predictions[number])
+    # Hollow, so that no utterance is hidden, and of one corpus without words: colour and sign are in the legend.
     for label, (x, y) in zip(anchored, anchors):
-        index = run.labels.index(label)
-        for colour, width in (("black", 3.4), (f"C{index % 8}", 1.6)):
+        own_colour, marker = _sign(run.labels.index(label))
+        for colour, width in (("black", 3.4), (own_colour, 1.6)):
             axes.scatter(
                 x,
                 y,
@@ -358,13 +444,22 @@ def _scatter_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int
                 facecolors="none",
                 edgecolors=colour,
                 linewidths=width if large else width * 0.7,
-                marker=MARKERS[index % 8],
+                marker=marker,
                 zorder=3,
             )
+        if run.own_words:
+            name = label if label in trained else f"{label}*"
+            place = {"xytext": (0, 7 if large else 4), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(name, (x, y), fontsize=8 if large else 5, zorder=4, **place)
     axes.set(xticks=[], yticks=[])
     axes.margins(0.08)
     axes.spines[:].set(visible=True, color="#D0D0D0")
     return len(chosen), total
+
+
+def _sign(index: int) -> tuple[str, str]:
+    """Colour and marker of a class; no two of 64 classes have the same of both."""
+    return f"C{index % 8}", MARKERS[(index + index // 8) % 8]
 
 
 def _nearest_in_words(run: Run, number: int) -> str:
@@ -425,7 +520,8 @@ def _learning_curves(run: Run):
 def _reliability(run: Run):
     """Reliability diagrams of the trained heads in 15 bins, and under them how confident the heads are."""
     trained = ("label", "classifier") if run.has_label_space else ("classifier",)
-    heads = {head: head_probabilities(run.rows, run.labels, head) for head in trained}
+    own_words = run.own_words
+    heads = {head: head_probabilities(run.rows, run.labels, head, own_words) for head in trained}
     if any(probabilities is None for probabilities in heads.values()):
         raise Missing("left out, predictions.csv has no probabilities.")
     own = run.recipe.get("prediction_head", "label")
@@ -437,8 +533,10 @@ def _reliability(run: Run):
     words = []
     for head, probabilities in heads.items():
         index = ("label", "classifier").index(head)
-        confidences = probabilities.max(axis=1)
-        right = np.array(run.labels)[probabilities.argmax(axis=1)] == references
+        # A head that knows none of a corpus's words says nothing of it.
+        says = np.isfinite(probabilities).all(axis=1) | (own_words is None)
+        confidences = probabilities[says].max(axis=1)
+        right = np.array(run.labels)[probabilities[says].argmax(axis=1)] == references[says]
         bins = reliability(confidences, right)
         filled = bins["count"] > 0
         look = {"color": f"C{index}", "linestyle": ("-", "-.")[index]}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from lascl.evaluation.metrics import scores_from_counts
+from lascl.evaluation.metrics import SCORES, scores_from_counts
 
 
 CONFIDENCE = 0.95
@@ -111,3 +111,11 @@ def t_interval(estimate: np.ndarray, standard_error: np.ndarray, num_speakers: i
     """(M, 2): estimate -+ t * standard error, t of Student's distribution with `num_speakers` - 1 degrees."""
     half_width = stats.t.ppf((1 + CONFIDENCE) / 2, num_speakers - 1) * standard_error
     return np.stack([estimate - half_width, estimate + half_width], axis=-1)
+
+
+def named_intervals(intervals: np.ndarray | None) -> dict[str, list[float] | None] | None:
+    """What `speaker_interval` gives for the three scores, by their names; None where there is no interval."""
+    if intervals is None:
+        return None
+    # Far finer than the resampling's own noise, and coarse enough that another scipy writes the same file.
+    return {name: ends if np.isfinite(ends).all() else None for name, ends in zip(SCORES, intervals.round(6).tolist())}

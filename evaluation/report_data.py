@@ -11,15 +11,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from lascl.evaluation.metrics import calibration_bins, sample_std
-from lascl.evaluation.results import (
-    SCORES,
-    interval_of,
-    per_cent,
-    read_predictions,
-    summarise_run,
-    with_interval,
-)
+from lascl.evaluation.metrics import SCORES, calibration_bins, sample_std
+from lascl.evaluation.predictions import own_words_of, read_predictions
+from lascl.evaluation.results import interval_of, per_cent, summarise_run, with_interval
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,12 @@ class Run:
 
     @property
     def labels(self) -> list[str]:
-        return self.results["pooled"]["labels"]
+        return [label for label in self.results["pooled"]["labels"] if label]  # an empty one is no answer
+
+    @property
+    def own_words(self) -> dict[str, list[str]] | None:
+        """By corpus the words that it annotates; None of one corpus."""
+        return own_words_of(self.rows, self.protocol)
 
     @property
     def histories_by_fold(self) -> list[list[dict] | None]:
@@ -233,6 +232,8 @@ def latex_row(run: Run, *, intervals: bool = False) -> str:
     if n < planned:
         spread += ": NOT the full cross-validation"
     head = run.recipe.get("prediction_head", "label")
+    if results.get("transductive"):
+        spread += "; transductive: unlabelled audio of the tested side was used"
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     name = " ".join(run.name.split()).translate(str.maketrans({**special, **{c: f"\\{c}" for c in "&%$#_{}"}}))
     return f"% run & WA & UA & macro-F1, per cent; {spread}; {head} head\n{name} & {' & '.join(cells)} \\\\"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,74 +9,17 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from lascl.evaluation.intervals import speaker_counts, speaker_interval
-from lascl.evaluation.metrics import SCORES, expected_calibration_error, sample_std, score
-
-
-# The columns of each head: `probability_<label>` is the label head's.
-PROBABILITY = {"label": "probability_", "classifier": "probability_classifier_"}
-
-
-def read_predictions(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a `predictions.csv`.
-
-    Raises:
-        ValueError: a column that every `predictions.csv` has is missing, or a row has too few or too many cells; the
-            message names it and the file.
-    """
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        for column in ("id", "speaker", "reference", "prediction", "prediction_classifier"):
-            if column not in (reader.fieldnames or ()):
-                raise ValueError(f"{path}: the column {column!r} is missing; this is no predictions.csv of a run.")
-        rows = list(reader)
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():  # how csv marks cells too many and too few
-            raise ValueError(f"{path}: row {number} has not one cell for each column. Is the file cut off?")
-    return rows
-
-
-def score_rows(rows: list[dict[str, str]], labels: list[str], prediction_head: str | None = None) -> dict:
-    """`score` of the model's own head, with the scores of the classifier under `classifier`.
-
-    Args:
-        rows: of a `predictions.csv`, or of `predict_fold`; without `prediction_classifier` there is no `classifier`.
-        labels: all classes.
-        prediction_head: `label` or `classifier`, the head that `prediction` is from.
-
-    Returns:
-        Both also have `ece`, the expected calibration error, where the head's probability columns are there and finite
-        (they are not once training has diverged); the model's own head has it only if `prediction_head` is given,
-        because both heads may have predicted the same.
-    """
-    references = [row["reference"] for row in rows]
-    scores = {
-        **score([row["prediction"] for row in rows], references, labels=labels),
-        **_calibration(rows, labels, prediction_head),
-    }
-    if "prediction_classifier" in rows[0]:
-        classifier = score([row["prediction_classifier"] for row in rows], references, labels=labels)
-        scores["classifier"] = {
-            **{name: classifier[name] for name in SCORES},
-            **_calibration(rows, labels, "classifier"),
-        }
-    return scores
-
-
-def head_probabilities(rows: list[dict[str, str]], labels: list[str], head: str) -> np.ndarray | None:
-    """(n, K) probabilities of the head `label` or `classifier`; None if a label has no column."""
-    columns = [f"{PROBABILITY[head]}{label}" for label in labels]
-    if any(column not in row for row in rows for column in columns):
-        return None
-    return np.array([[float(row[column]) for column in columns] for row in rows])
-
-
-def _calibration(rows, labels, head) -> dict:
-    probabilities = None if head is None else head_probabilities(rows, labels, head)
-    if probabilities is None or not np.isfinite(probabilities).all():
-        return {}
-    references = [labels.index(row["reference"]) for row in rows]
-    return {"ece": expected_calibration_error(probabilities, references)}
+from lascl.evaluation.corpora import PARTS, scores_by_corpus
+from lascl.evaluation.intervals import named_intervals, speaker_counts, speaker_interval
+from lascl.evaluation.metrics import SCORE_NAMES, SCORES, sample_std
+from lascl.evaluation.predictions import (
+    NO_ANSWER,
+    classes_of,
+    labels_of,
+    own_words_of,
+    read_predictions,
+    score_rows,
+)
 
 
 def read_run(run_dir: str | Path) -> dict[int, list[dict[str, str]]]:
@@ -100,41 +42,48 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
 
     Which head `prediction` is from is read from `recipe.yaml`, if there is one. Equal predictions give equal numbers.
 
+    Of several corpora an answer is one of the words of the utterance's own corpus, and a fold's labels are those of the
+    corpora that it tests.
+
     Returns:
         `folds`: the scores of each fold, with its number under `fold`; `pooled`: of all utterances together, with
         `num_speakers` and, for both heads, `intervals`, the 95 % interval [low, high] of each score over speakers
         (`lascl.evaluation.speaker_interval`), None for a score that is the same whichever speakers are drawn, and
         None instead of all three with one speaker; `mean` and `std`: over the folds (`std` with
         n - 1, 0 for one fold); `improvised`, where `protocol.json` tells which utterances are (IEMOCAP): as `pooled`,
-        of these alone. Fractions in [0, 1].
+        of these alone. Of several corpora what `scores_by_corpus` says, and `transductive` where audio of the tested
+        side was used (`protocol.json`). Fractions in [0, 1].
 
     Raises:
         ValueError: an utterance that was tested twice, no utterance in a fold, or a label that is none.
     """
     recipe = Path(run_dir) / "recipe.yaml"
     head = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("prediction_head") if recipe.is_file() else None
-    runs_folds = read_run(run_dir)
-    folds = []
-    for number, rows in runs_folds.items():
-        try:
-            folds.append({"fold": number, **score_rows(rows, labels, head)})
-        except ValueError as error:
-            raise ValueError(f"fold-{number}/predictions.csv: {error}") from None
+    runs_folds, labels = read_run(run_dir), [label for label in labels if label != NO_ANSWER]
     rows = [row for rows in runs_folds.values() for row in rows]
     protocol = Path(run_dir) / "protocol.json"
     told = json.loads(protocol.read_text(encoding="utf-8")) if protocol.is_file() else {}
+    own = own_words_of(rows, told)
+    folds = []
+    for number, of_fold in runs_folds.items():
+        try:
+            folds.append({"fold": number, **score_rows(of_fold, labels_of(of_fold, labels, own), head, own)})
+        except ValueError as error:
+            raise ValueError(f"fold-{number}/predictions.csv: {error}") from None
     improvised = [row for row in rows if row["id"] in set(told.get("improvised_ids", ()))]
     return {
+        **({"transductive": True} if told.get("transductive") else {}),
         "folds": folds,
-        "pooled": _pooled(rows, labels, head),
-        **({"improvised": _pooled(improvised, labels, head)} if improvised else {}),
+        "pooled": _pooled(rows, labels, head, own),
+        **({"improvised": _pooled(improvised, labels, head, own)} if improvised else {}),
         "mean": _over_folds(folds, np.mean),
         "std": _over_folds(folds, sample_std),
+        **(scores_by_corpus(runs_folds, labels, head, own) if own else {}),
     }
 
 
-def _pooled(rows, labels, head) -> dict:
-    scores = score_rows(rows, labels, head)
+def _pooled(rows, labels, head, own) -> dict:
+    scores = score_rows(rows, labels, head, own)
     scores["num_speakers"] = len({row["speaker"] for row in rows})
     scores["intervals"] = _intervals(rows, labels, "prediction")
     scores["classifier"]["intervals"] = _intervals(rows, labels, "prediction_classifier")
@@ -143,15 +92,8 @@ def _pooled(rows, labels, head) -> dict:
 
 def _intervals(rows, labels, column) -> dict | None:
     predictions, references, speakers = ([row[name] for row in rows] for name in (column, "reference", "speaker"))
-    return named_intervals(speaker_interval(speaker_counts(predictions, references, speakers, labels)))
-
-
-def named_intervals(intervals: np.ndarray | None) -> dict[str, list[float] | None] | None:
-    """What `speaker_interval` gives for the three scores, by their names; None where there is no interval."""
-    if intervals is None:
-        return None
-    # Far finer than the resampling's own noise, and coarse enough that another scipy writes the same file.
-    return {name: ends if np.isfinite(ends).all() else None for name, ends in zip(SCORES, intervals.round(6).tolist())}
+    classes = classes_of(rows, labels, column)
+    return named_intervals(speaker_interval(speaker_counts(predictions, references, speakers, classes)))
 
 
 def _over_folds(folds, function) -> dict:
@@ -193,9 +135,59 @@ def results_cells(results: dict) -> tuple[list[str], list[list[str]], list[str]]
     return head, rows, notes
 
 
+def corpora_cells(results: dict) -> tuple[list[str], list[list[str]], list[str]] | None:
+    """The scores by corpus as a table in per cent.
+
+    Returns:
+        As `results_cells`: a row a corpus, then their mean. `None` of a run over one corpus.
+    """
+    if "corpora" not in results:
+        return None
+    corpora, mean = results["corpora"], results["mean_over_corpora"]
+    places = {
+        **{SCORE_NAMES[name]: ((), name) for name in ("ua", "wa", "macro_f1")},
+        **{f"UA, {part.replace('_', ' ')}": ((part,), "ua") for part in PARTS if part in mean},
+        "UA, classifier": (("classifier",), "ua"),
+        "WA, classifier": (("classifier",), "wa"),
+    }
+    rows = []
+    for corpus, scores in corpora.items():
+        unseen = scores.get("unseen_words", {}).get("words", [])
+        words = ", ".join(f"{word}*" if word in unseen else word for word in scores["labels"] if word)
+        cells = [_cell_with_error(scores, *place) for place in places.values()]
+        rows.append([corpus, str(scores["n"]), words, *cells])
+    rows.append(["mean over corpora", "", "", *(_cell_with_error(mean, *place) for place in places.values())])
+    notes = [
+        "Over each corpus's own words unless all words are named: those of all corpora together.",
+        "In brackets: 95 % interval over the corpus's speakers. After ±: the standard error of the mean, speakers "
+        "resampled inside each corpus; it speaks of other speakers of these corpora, not of other corpora.",
+    ]
+    if "unseen_words" in mean:
+        notes.insert(1, "A star: no utterance of this word was trained on; the classifier cannot answer it.")
+    if results.get("transductive"):
+        notes.append("Transductive: unlabelled audio of the tested side was used, see the protocol.")
+    return ["corpus", "utterances", "its words", *places], rows, notes
+
+
+def _cell_with_error(scores: dict, parts: tuple[str, ...], name: str) -> str:
+    """A score with its interval, or of a mean with its standard error; empty where there is none."""
+    for part in parts:
+        scores = scores.get(part, {})
+    if name not in scores:
+        return ""
+    if "num_corpora" in scores:
+        error = scores["se"][name]
+        return per_cent(scores[name]) + ("" if error is None else f" ± {per_cent(error)}")
+    return with_interval(per_cent(scores[name]), interval_of(scores, name))
+
+
 def results_table(results: dict) -> str:
-    """`results_cells` as a Markdown table, with its notes."""
-    head, rows, notes = results_cells(results)
+    """`corpora_cells`, if there are several, and `results_cells` as Markdown tables, with their notes."""
+    tables = [table for table in (corpora_cells(results), results_cells(results)) if table]
+    return "\n\n".join(_markdown(*table) for table in tables)
+
+
+def _markdown(head: list[str], rows: list[list[str]], notes: list[str]) -> str:
     lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *rows)]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join([*lines, *(["", *notes] if notes else [])])

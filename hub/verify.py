@@ -16,7 +16,7 @@ from lascl.configuration_lascl import LaSCLConfig
 from lascl.console import unless_pipe_closes
 from lascl.data import Fold, load_corpora
 from lascl.data.words import corpus_names
-from lascl.evaluation.results import PROBABILITY, read_predictions, score_rows
+from lascl.evaluation.predictions import PROBABILITY, read_predictions, score_rows
 from lascl.hub.card import DECIMALS, METRICS
 from lascl.training.prediction import predict_fold
 from lascl.training.recipe import Recipe

@@ -1,8 +1,11 @@
-"""Predicting a fold from its saved checkpoint: the evidence that every score is computed from."""
+"""Predicting a fold from its saved checkpoint: the evidence that every score is computed from.
+
+Letters: B utterances of a batch, n of the test, K words, D width of the joint space.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -15,7 +18,8 @@ from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor
 
 from lascl.data import Fold, SpeechCollator, SpeechDataset
-from lascl.evaluation.results import PROBABILITY
+from lascl.data.words import corpus_of_rows, own_words
+from lascl.evaluation.predictions import PROBABILITY
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.pooled import collate_pooled
 
@@ -34,19 +38,26 @@ def predict_fold(
     With several processes each predicts its share; every utterance is predicted exactly once, and every process
     returns all rows, in the order of the corpus.
 
+    Of a table of several corpora the label head answers all their words, also those that this checkpoint was not
+    trained on, which its text encoder embeds now; the checkpoint itself is left as it is. What an utterance is taken
+    for is the likeliest of the words that its own corpus annotates.
+
     Args:
         known: of model, feature extractor and rows, the pooled audio of these, a data set for `collate_pooled`, or
             `None` where the model has to hear them.
 
     Returns:
-        The evidence and the geometry. One row an utterance: `id`, `speaker`, `reference`, `prediction` (the model's
-        head), `prediction_classifier`, `probability_<label>` (label head) and `probability_classifier_<label>`; of a
-        model that answers other words than its classifier's, without the classifier's columns. And the arrays `ids`,
-        `speakers` (n,), `audio_embeds` (n, D), `labels` (K,), `label_embeds` (K, D), embeddings in float32 and of unit
-        length.
+        The evidence and the geometry. One row an utterance: `id`, `speaker`, of several corpora `corpus`, `reference`,
+        `prediction` (the model's head), `prediction_classifier`, `probability_<label>` (label head) and
+        `probability_classifier_<label>`; of a model that answers other words than its classifier's, without the
+        classifier's columns. Of several corpora there is a column for each of their words, and what the classifier was
+        not trained on has an empty cell there; so has its prediction where it knows none of a corpus's words. And the
+        arrays `ids`, `speakers` (n,), `audio_embeds` (n, D), `labels` (K,), `label_embeds` (K, D), embeddings in
+        float32 and of unit length.
 
     Raises:
-        ValueError: a label of these utterances is none of the model's words.
+        ValueError: a label of these utterances is none of the model's words (of one corpus).
+        OSError: words of several corpora need the text encoder, which could not be loaded.
     """
     state = PartialState()
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32).eval().to(state.device)
@@ -57,33 +68,30 @@ def predict_fold(
     pooled = known(model, extractor, rows) if known else None
     collate = SpeechCollator(extractor) if pooled is None else collate_pooled
     loader = DataLoader(dataset if pooled is None else pooled, batch_size=batch_size, collate_fn=collate)
-    labels, predicted, embeds = model.config.labels, [], []
-    names, tested = dataset.label_names, corpus.select(fold.test)["label"][:]
-    foreign = sorted({names[number] for number in tested} - set(labels))
-    if foreign:
-        raise ValueError(
-            f"{foreign[0]!r}, a label of the corpus, is none of the words that the model answers: {', '.join(labels)}. "
-            "Load the corpus with labels={corpus label: word}, or call set_labels with words of the corpus."
-        )
+    classified = model.config.labels if model.config.classifier_labels is None else []
+    names, owned = dataset.label_names, own_words(corpus)
+    if owned is None:
+        _check_words(names, corpus.select(fold.test)["label"][:], model.config.labels)
+    elif names != model.config.labels:
+        model.lascl.set_labels(names)  # whatever the head that predicts: the classifier's words are kept above
+    words, label_embeds = model.config.labels, model.get_label_embeddings().detach()
+    head_words, corpora = {"label": words, "classifier": classified}, corpus_of_rows(corpus)
+    predicted, embeds = [], []
     for batch in tqdm(loader, desc=f"Fold {fold.number}: predicting", disable=not state.is_main_process):
         references = batch.pop("labels").tolist()
+        batch.pop("label_mask", None)
         with torch.inference_mode():
-            outputs = model(**send_to_device(batch, state.device))
-            similarity = outputs.audio_embeds @ model.get_label_embeddings().T  # (B, K)
-            by_label = (similarity / model.config.contrastive_temperature).softmax(dim=-1)
-            heads = {"label": by_label}
-            if outputs.class_logits is not None:
-                heads["classifier"] = outputs.class_logits.softmax(dim=-1)
+            outputs = model.lascl(**send_to_device(batch, state.device))
+            similarity = outputs.audio_embeds @ label_embeds.T  # (B, K)
+            heads = {"label": (similarity / model.config.contrastive_temperature).softmax(dim=-1)}
+            if classified:
+                heads["classifier"] = model.classifier(outputs.pooled_audio).softmax(dim=-1)
         embeds.extend(outputs.audio_embeds.cpu().numpy())
-        for row, reference in enumerate(references):
-            answers = {name: labels[int(head[row].argmax())] for name, head in heads.items()}
-            values = {"reference": names[reference], "prediction": answers[model.config.prediction_head]}
-            if "classifier" in heads:
-                values["prediction_classifier"] = answers["classifier"]
-            for head_name, head in heads.items():
-                prefix = PROBABILITY[head_name]
-                values |= {f"{prefix}{label}": float(p) for label, p in zip(labels, head[row])}
-            predicted.append(values)
+        for number, reference in enumerate(references):
+            corpus_name = corpora[rows[len(predicted)]] if corpora else None
+            of_heads = {name: (head_words[name], head[number]) for name, head in heads.items()}
+            cells = _answers(of_heads, words, model.config.prediction_head, owned and owned[corpus_name])
+            predicted.append({**({"corpus": corpus_name} if corpora else {}), "reference": names[reference], **cells})
     speakers = corpus["speaker"][:]
     keyed = [
         (row, {"id": id, "speaker": speakers[row], **values}, embedding)
@@ -95,7 +103,43 @@ def predict_fold(
         "ids": np.array([row["id"] for row in table]),
         "speakers": np.array([row["speaker"] for row in table]),
         "audio_embeds": np.stack(audio_embeds),
-        "labels": np.array(labels),
-        "label_embeds": model.get_label_embeddings().detach().cpu().numpy(),
+        "labels": np.array(words),
+        "label_embeds": label_embeds.cpu().numpy(),
     }
     return list(table), geometry
+
+
+def _check_words(names: list[str], tested: Sequence[int], words: list[str]):
+    foreign = sorted({names[number] for number in tested} - set(words))
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]!r}, a label of the corpus, is none of the words that the model answers: {', '.join(words)}. "
+            "Load the corpus with labels={corpus label: word}, or call set_labels with words of the corpus."
+        )
+
+
+def _answers(
+    heads: dict[str, tuple[list[str], torch.Tensor]], words: list[str], prediction_head: str, own: list[str] | None
+) -> dict[str, str | float]:
+    """The cells of one utterance.
+
+    Args:
+        heads: of each head its words and their probabilities (K,).
+        words: those that have a column.
+        prediction_head: whose answer is the model's.
+        own: the words among which an answer is chosen; `None`: all.
+    """
+    chosen = {name: _likeliest(known, probabilities, own) for name, (known, probabilities) in heads.items()}
+    cells = {"prediction": chosen[prediction_head]}
+    if "classifier" in heads:
+        cells["prediction_classifier"] = chosen["classifier"]
+    for name, (known, probabilities) in heads.items():
+        found = dict(zip(known, map(float, probabilities)))
+        cells |= {f"{PROBABILITY[name]}{word}": found.get(word, "") for word in words}
+    return cells
+
+
+def _likeliest(words: list[str], probabilities: torch.Tensor, own: list[str] | None) -> str:
+    """The likeliest word among `own`, the first of equals; empty if the head knows none of them."""
+    allowed = [number for number, word in enumerate(words) if own is None or word in own]
+    return words[allowed[int(probabilities[allowed].argmax())]] if allowed else ""

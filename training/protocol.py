@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from itertools import compress
 from pathlib import Path
 
 from lascl.data import Fold
 from lascl.data.corpora import equal_recordings, said_of_equal_recordings
 from lascl.data.folds import Column, shared_speakers, train_hashes
-from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
+from lascl.data.words import corpus_of_rows, own_words
 from lascl.training.pooled import FEWEST_OF_A_SPEAKER
 from lascl.training.recipe import Recipe
 from lascl.training.run_directory import write_json
@@ -37,6 +36,7 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
         "num_folds": len(folds),
         "split_seed": recipe.split_seed,
         **({"transductive": True} if transductive else {}),
+        **({"own_words": own} if (own := own_words(corpus)) else {}),
         "folds": [{**sides, **words.of(fold)} for sides, fold in zip(_sides(columns, folds), folds)],
     }
     if known := _known_texts(columns, folds):
@@ -143,8 +143,7 @@ class Words:
         self.names, self.labels = corpus.features["label"].names, Column(corpus["label"][:])
         of_rows = corpus_of_rows(corpus)
         self.corpora = None if of_rows is None else Column(of_rows)
-        annotates = annotated_words(corpus)
-        self.own = {name: set(compress(self.names, row)) for name, row in zip(corpus_names(corpus), annotates)}
+        self.own = {name: set(words) for name, words in (own_words(corpus) or {}).items()}
 
     def of(self, fold: Fold) -> dict:
         """Of several corpora, which are on which side of a fold, and the words that its model learns."""
