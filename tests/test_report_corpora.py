@@ -85,3 +85,15 @@ def test_transductive_numbers_are_called_so(run_dir, page):
     assert "Transductive: unlabelled audio of the tested side was used" in text
     assert "| emo | 24 | anger, boredom*, joy |" in text and "rav:" in text
     assert "transductive" in latex_row(load_run(run_dir)).splitlines()[0]
+
+
+def test_corpora_that_share_folds_are_at_a_glance_too(tmp_path):
+    rng = np.random.default_rng(1)
+    folder = write_run(tmp_path / "run", {1: [row for corpus in ("emo", "rav") for row in rows_of(corpus, rng, WORDS)]})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"prediction_head": "label", "corpora": []}))
+    (folder / "environment.json").write_text("{}")
+    (folder / "results.json").write_text(json.dumps(summarise_run(folder, WORDS)))
+    write_report(folder)
+    text = Page((folder / "report.html").read_text(encoding="utf-8")).text
+    assert "Corpus by corpus (%)" in text and "mean over corpora" in text
+    assert "transductive" not in text.lower() and "unseen" not in text
