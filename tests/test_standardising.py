@@ -174,37 +174,38 @@ def begun(recipe_of, table, tmp_path_factory):
 def test_every_mode_has_the_same_views_and_leaves_the_training_side_s_statistics(begun, table):
     plain = begun("none")[1]
     fold, num_views = fold_of(table, "a corpus left out"), {"train": 2, "test": 1}
-    heard = torch.stack([plain.train[n]["pooled_audio"][0] for n in range(len(fold.train))])
-    tested = torch.stack([plain.watched["test"][n]["pooled_audio"][0] for n in range(len(fold.test))])
-    block = torch.zeros(len(table), heard.shape[1])
-    block[fold.train], block[fold.test] = heard, tested
+    block = plain.train.blocks[0, 0][list(range(len(table)))]  # not standardised
+    mean, std = block[fold.train].mean(0), block[fold.train].std(0, correction=0)
     for mode in ("training", "corpus", "speaker"):
         (model, *_), data, num_encoded = begun(mode)
         assert num_encoded == 2 * 3  # of each corpus the clean view, and an augmented one in either epoch
-        torch.testing.assert_close(model.lascl.pooled_mean, heard.mean(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model.lascl.pooled_std, heard.std(0, correction=0), rtol=1e-4, atol=1e-5)
-        for side, items in (("train", data.train), ("test", data.watched["test"])):
-            for item, raw, row in zip(items, getattr(plain, side, None) or plain.watched[side], getattr(fold, side)):
-                mean, std = heard.mean(0), heard.std(0, correction=0)
-                if mode != "training":
-                    mean, std = expected_statistics(block, table, fold, mode, row)
-                assert item["pooled_audio"].shape == (num_views[side], heard.shape[1])
-                wanted = (raw["pooled_audio"].double() - mean) / std
-                torch.testing.assert_close(item["pooled_audio"].double(), wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(model.lascl.pooled_mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.lascl.pooled_std, std, rtol=1e-4, atol=1e-5)
+        for side, items, raw in (
+            ("train", data.train, plain.train),
+            ("test", data.watched["test"], plain.watched["test"]),
+        ):
+            assert len(items) == {"train": 15, "test": 6}[side]  # three of the test have a word that is not learned
+            for index, row in enumerate(items.rows):
+                by = (mean, std) if mode == "training" else expected_statistics(block, table, fold, mode, row)
+                assert items[index]["pooled_audio"].shape == (num_views[side], block.shape[1])
+                wanted = (raw[index]["pooled_audio"].double() - by[0]) / by[1]
+                torch.testing.assert_close(items[index]["pooled_audio"].double(), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_predictions_use_the_statistics_that_training_used_known_or_not(begun, recipe_of, table, tmp_path):
     from lascl.training.fold import known_views
 
     (model, extractor, _), data, _ = begun("speaker")
-    model.save_pretrained(tmp_path, save_text_encoder=False)
+    model.save_pretrained(tmp_path)
     extractor.save_pretrained(tmp_path)
     recipe, fold = recipe_of("speaker"), fold_of(table, "a corpus left out")
     args = recipe.training_arguments(tmp_path)
     options = {"max_duration_s": 0.15, "batch_size": 4}
     known = partial(known_views, recipe, table, fold, args, {})
     _, geometry = predict_fold(tmp_path, table, fold, known=known, **options)
-    pooled_audio = torch.cat([item["pooled_audio"] for item in data.watched["test"]])
+    block, statistics = data.train.blocks[0, 0], data.train.statistics
+    pooled_audio = torch.stack([statistics.standardised(block[row], row) for row in fold.test])
     with torch.no_grad():
         expected = model.eval().lascl(pooled_audio=pooled_audio).audio_embeds
     torch.testing.assert_close(torch.tensor(geometry["audio_embeds"]), expected, rtol=1e-4, atol=1e-4)

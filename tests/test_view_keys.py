@@ -86,6 +86,9 @@ WITH = {
 # Fields that are not changed here, and why.
 UNTRIED = {
     "corpus": "other files: see the test of those",
+    "corpora": "other files, of each corpus its own views: see tests/test_corpora_views.py",
+    "corpus_exponent": "which utterances share a batch",
+    "final_model": "one more training, of the same views",
     "data_dir": "other files: see the test of those",
     "corpus_options": "other files: see the test of those",
     "on_bad_audio": "leaves utterances out, as labels does",

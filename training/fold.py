@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader, Dataset
 
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
-from lascl.data.words import words_of_fold
+from lascl.data.words import corpus_of_rows, words_of_fold
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.checkpoints import MarkWholeCheckpoints, last_whole_checkpoint, remove_damaged_checkpoints
@@ -131,8 +131,7 @@ def view_store(recipe: Recipe) -> ViewStore | None:
 
 def groups_of(corpus) -> dict[str, list[str] | None]:
     """Whose recordings the rows of a table are, as `statistics_of` wants it."""
-    corpora = corpus["corpus"][:] if "corpus" in corpus.column_names else None
-    return {"corpora": corpora, "speakers": corpus["speaker"][:]}
+    return {"corpora": corpus_of_rows(corpus), "speakers": corpus["speaker"][:]}
 
 
 def known_views(

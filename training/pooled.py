@@ -80,9 +80,8 @@ class PooledDataset(Dataset):
         self.ids = [speech.ids[row] for row in rows]
         self.labels = [speech.labels[row] for row in rows]
         self.durations_s, self.label_names = [speech.durations_s[row] for row in rows], speech.label_names
-        corpora, label_masks = getattr(speech, "corpora", None), getattr(speech, "label_masks", None)
-        self.corpora = None if corpora is None else [corpora[row] for row in rows]
-        self.label_masks = None if label_masks is None else label_masks[list(rows)]  # (n, K)
+        self.corpora = None if speech.corpora is None else [speech.corpora[row] for row in rows]
+        self.label_masks = None if speech.label_masks is None else speech.label_masks[list(rows)]  # (n, K)
         self.speech, self.rows, self.blocks, self.num_views = speech, list(rows), blocks, num_views
         self.statistics = statistics
 
@@ -211,7 +210,7 @@ def blocks_of(speech: SpeechDataset, num_views: int) -> list[tuple[int, int]]:
 
 def by_corpus(speech: SpeechDataset) -> list[tuple[list[int], SpeechDataset]]:
     """The corpora of a data set, each the rows it has there and these alone; of one corpus, the data set itself."""
-    if getattr(speech, "corpora", None) is None:
+    if speech.corpora is None:
         return [(list(range(len(speech))), speech)]
     names = _by_name(speech.corpora, range(len(speech)))
     return [(names[name], _part(speech, names[name])) for name in sorted(names)]
