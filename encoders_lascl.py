@@ -360,8 +360,9 @@ def check_window(encoder: PreTrainedModel, inputs: torch.Tensor, attention_mask:
     if inputs.shape[-1] != window:
         raise ValueError(
             f"This Whisper encoder takes exactly {window} mel frames ({window / 100:g} s); found "
-            f"{inputs.shape[-1]}. Use the feature extractor saved with the checkpoint (its chunk_length is the "
-            "window)."
+            f"{inputs.shape[-1]} ({inputs.shape[-1] / 100:g} s). Use the feature extractor saved with the checkpoint, "
+            f"or AutoFeatureExtractor.from_pretrained(..., chunk_length={window / 100:g}); of a model that is built "
+            f"anew, window_s={inputs.shape[-1] / 100:g} in from_encoders sets the window."
         )
     looked_at = not (encoder.training or attention_mask is None or has_no_values(inputs))
     if looked_at and bool(attention_mask[:, -1].any()):

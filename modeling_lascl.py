@@ -764,7 +764,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         window_s: int | None = None,
         **config,
     ) -> LaSCLForAudioClassification:
-        """Builds a model from two pre-trained encoders; projections and classifier are new (seed torch for them).
+        """Builds a model from two pre-trained encoders; projections and classifier are new, drawn from torch's
+        generator: call `transformers.set_seed` before, or every model is another.
 
         Args:
             audio: Hub name or folder of the audio encoder.
@@ -772,7 +773,9 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 the commit is kept as `text_encoder_revision`; what lies in a folder is saved with the model.
             labels: the K label words.
             audio_encoder_revision: branch, tag or commit of `audio`. For `text` there is `text_encoder_revision`.
-            window_s: Whisper only: the longest clip it will see, in whole seconds; by default its own 30.
+            window_s: Whisper only: the longest clip it will see, in whole seconds; by default its own 30, all of which
+                every clip then costs. Its feature extractor must have the same window: load it with
+                `AutoFeatureExtractor.from_pretrained(audio, chunk_length=window_s, return_attention_mask=True)`.
             **config: any other field of `LaSCLConfig`.
 
         Raises:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import base64
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 from lascl.console import unless_pipe_closes
+from lascl.evaluation.compare import compare_runs, comparison_cells
 from lascl.evaluation.figures import draw_figures, numbered_names
 from lascl.evaluation.metrics import SCORE_NAMES
 from lascl.evaluation.report_data import Run, best_epoch_on_test, latex_row, load_run
@@ -41,34 +43,45 @@ def main(argv: list[str] | None = None):
     parser.add_argument("run", metavar="RUN", help="a run directory: train.py's output_dir")
     parser.add_argument("--latex", action="store_true", help="print a row for a paper's table instead")
     parser.add_argument("--interval", action="store_true", help="with --latex: 95 %% intervals over speakers instead")
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="B",
+        help="compare with another run, or a CSV file of any system: id,speaker,reference,prediction; may be repeated",
+    )
     args = parser.parse_args(argv)
+    if args.baseline and args.latex:
+        parser.error("--baseline is shown in the report: leave out --latex.")
     if args.interval and not args.latex:
         parser.error("--interval belongs to --latex: the report has intervals anyway.")
     try:
         if args.latex:
             print(latex_row(load_run(args.run), intervals=args.interval))
         else:
-            write_report(args.run)
+            write_report(args.run, baselines=args.baseline)
             print(f"{args.run}: report.html, report.md, figures")
     except (ValueError, OSError) as error:
         print(f"lascl-report: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def write_report(run_dir: str | Path, results: dict | None = None) -> None:
+def write_report(run_dir: str | Path, results: dict | None = None, *, baselines: Sequence[str | Path] = ()) -> None:
     """Writes `report.html`, `report.md` and `figures/*.png` into a run directory, from its files alone.
 
     A figure whose file is missing is left out, and the report says so. The same files give the same report.
 
     Args:
         results: of the run, if they were computed just now: then `results.json` is not checked against the predictions.
+        baselines: run directories or CSV files of any system, as `compare_runs` takes them, to be set beside the run.
 
     Raises:
-        ValueError: no finished run is there, or a file of it is damaged.
+        ValueError: no finished run is there, a file of it is damaged, or a baseline cannot be compared with it.
         OSError: the directory cannot be written.
     """
     run_dir = Path(run_dir)
     run = load_run(run_dir, results)
+    compared = [beside(baseline, run_dir) for baseline in baselines]
     plots, left_out = draw_figures(run)
     figures = run_dir / "figures"
     figures.mkdir(exist_ok=True)
@@ -90,6 +103,7 @@ def write_report(run_dir: str | Path, results: dict | None = None) -> None:
         "fold_rows": fold_rows,
         "table_notes": table_notes,
         "caveats": caveats(run),
+        "compared": compared,
         "plots": plots,
         "numbered": numbered_names(run),
         "left_out": left_out,
@@ -113,6 +127,17 @@ def chance(run: Run) -> float:
     """The UA of guessing; of several corpora the mean over them, each among its own words."""
     own = run.own_words
     return sum(1 / len(words) for words in own.values()) / len(own) if own else 1 / len(run.labels)
+
+
+def beside(baseline: str | Path, run_dir: Path) -> dict:
+    """What the report shows of a baseline: its name, what was compared, a row a score, and sentences."""
+    result = compare_runs(baseline, run_dir)
+    return {
+        "name": Path(baseline).resolve().name,
+        "found": f"On the same {result['num_utterances']} utterances of {result['num_speakers']} speakers; per cent.",
+        "rows": comparison_cells(result),
+        "sentences": [result[name]["sentence"] for name in SHOWN],
+    }
 
 
 def caveats(run: Run) -> list[str]:

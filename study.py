@@ -10,8 +10,15 @@ from the run directories alone: the same command again goes on where it stopped,
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+
+if __name__ == "__main__":  # what is typed wrong is told before PyTorch is imported, which takes seconds
+    from lascl.training.options import check_options
+
+    check_options("lascl-study", sys.argv[1:])
+
+import argparse
 from functools import partial
 from pathlib import Path
 

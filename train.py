@@ -8,11 +8,18 @@ Reads like section 3.2 of the paper. Everything lands in the run directory (`out
 
 from __future__ import annotations
 
+import sys
+
+
+if __name__ == "__main__":  # what is typed wrong is told before PyTorch is imported, which takes seconds
+    from lascl.training.options import check_options
+
+    check_options("train.py", sys.argv[1:])
+
 import copy
 import json
 import shutil
-import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +27,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils import logging
 
-from lascl.console import unless_pipe_closes
+from lascl.console import say, unless_pipe_closes
 from lascl.data import Fold
 from lascl.data.words import own_words
 from lascl.evaluation import read_predictions, results_table, summarise_run
@@ -29,20 +36,12 @@ from lascl.hub.card import fold_card
 from lascl.hub.publish import BackgroundPublisher
 from lascl.report import write_report
 from lascl.training.exits import exits_in_a_sentence, what_is_refused, what_ran_out
-from lascl.training.fold import (
-    clip_limit_s,
-    everything_of,
-    fit,
-    fold_data,
-    known_views,
-    save_fold,
-    training_cost,
-)
+from lascl.training.fold import clip_limit_s, everything_of, fit, fold_data, known_views, save_fold, training_cost
 from lascl.training.prediction import predict_fold
-from lascl.training.prepare import begin_run, check_batches_of_folds, divide, read_corpus
+from lascl.training.prepare import begin_run, check_batches_of_folds, divide, parts_to_train, read_corpus
 from lascl.training.protocol import announcement, note_begun
 from lascl.training.recipe import FULL_DATA, Recipe, parse_recipe
-from lascl.training.run_directory import environment, write_arrays, write_csv, write_json
+from lascl.training.run_directory import claimed, environment, write_arrays, write_csv, write_json
 from lascl.training.start import Weights, start_model
 
 
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None):
     memory or the disk is full.
     """
     logging.disable_progress_bar()  # of loading weights; training keeps its own
-    with exits_in_a_sentence("train.py", what_is_refused):
+    with exits_in_a_sentence("train.py", what_is_refused), ExitStack() as claims:
         recipe, run_dir = parse_recipe(sys.argv[1:] if argv is None else argv)
         args = recipe.training_arguments(run_dir)  # forms the process group, and refuses what cannot work
         process = PartialState()
@@ -62,10 +61,13 @@ def main(argv: list[str] | None = None):
             corpus, skipped = read_corpus(recipe)
             folds = divide(recipe, corpus)
             check_batches_of_folds(recipe, corpus, folds, args)
+            claims.enter_context(claimed(run_dir, parts_to_train(recipe, run_dir, folds)))
             weights = begin_run(run_dir, recipe, corpus, folds, skipped)
         publishes = recipe.push_to_hub and process.is_main_process
         publisher = BackgroundPublisher.of_recipe(recipe, run_dir) if publishes else None
-    with exits_in_a_sentence("train.py", partial(what_ran_out, folder=run_dir, args=args)), publisher or nullcontext():
+        claims = claims.pop_all()
+    explained = exits_in_a_sentence("train.py", partial(what_ran_out, folder=run_dir, args=args))
+    with claims, explained, publisher or nullcontext():
         cross_validate(recipe, run_dir, corpus, folds, weights, publisher)
         if process.is_main_process and recipe.fold_numbers(folds):
             report(run_dir, labels=corpus.features["label"].names)
@@ -169,7 +171,8 @@ def report(run_dir: Path, labels: list[str]):
     write_json(run_dir / "results.json", results)
     write_report(run_dir, results)
     notes = json.loads((run_dir / "protocol.json").read_text(encoding="utf-8"))["notes"]
-    print(f"\n{' '.join(notes)}\n\n{results_table(results)}\n\n{run_dir}: report.html, results.json, fold-*/checkpoint")
+    done = f"{run_dir}: report.html, results.json, fold-*/checkpoint"
+    say("", " ".join(notes), "", results_table(results), "", done)
 
 
 if __name__ == "__main__":

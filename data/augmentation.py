@@ -116,8 +116,11 @@ def _reverberate_at_random(samples, sampling_rate):
     return reverberate(samples, sampling_rate, *(random.uniform(0, 100) for _ in range(3)))
 
 
-def build_augmentation(name: str, sampling_rate: int = 16000) -> Callable[[np.ndarray, int], np.ndarray]:
-    """The `audiomentations.Compose` of one of `AUGMENTATIONS`, to be called with `(samples, sample_rate)`.
+def build_augmentation(
+    name: str | Callable[[np.ndarray, int], np.ndarray], sampling_rate: int = 16000
+) -> Callable[[np.ndarray, int], np.ndarray]:
+    """The `audiomentations.Compose` of one of `AUGMENTATIONS`, to be called with `(samples, sample_rate)`; a callable
+    of one's own as it is.
 
     A single effect is always applied (p = 1); "mixed" chains all seven with `MIXED_PROBABILITIES`; "none" is
     empty. It draws from Python's and numpy's global generators, which `augment` seeds.
@@ -128,6 +131,8 @@ def build_augmentation(name: str, sampling_rate: int = 16000) -> Callable[[np.nd
 
     Raises ValueError for an unknown name, or for a sampling rate (Hz) too low for the low-pass range.
     """
+    if callable(name):
+        return name
     if name not in AUGMENTATIONS:
         close = difflib.get_close_matches(str(name), AUGMENTATIONS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -156,13 +161,19 @@ def build_augmentation(name: str, sampling_rate: int = 16000) -> Callable[[np.nd
 
 
 @contextmanager
-def _global_generators_seeded(key: str) -> Iterator[None]:
-    """Seeds Python's and numpy's global generators from `key` and gives both back as they were.
+def _global_generators_seeded(key: str, *, with_torch: bool = False) -> Iterator[None]:
+    """Seeds Python's and numpy's global generators, and torch's of the CPU if asked, from `key` and gives all back as
+    they were.
 
-    audiomentations draws from nowhere else. Unlike `hash`, the digest is the same in every process.
+    audiomentations draws from Python's and numpy's alone. Unlike `hash`, the digest is the same in every process.
     """
     digest = hashlib.blake2b(key.encode(), digest_size=64).digest()
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    if with_torch:
+        import torch  # here, because it would take seconds of those who only read audio
+
+        torch_state = torch.get_rng_state()
+        torch.default_generator.manual_seed(int.from_bytes(digest[16:24], "little"))  # no GPU's, unlike manual_seed
     try:
         # Both are Mersenne twisters with one way of seeding: from equal seeds they would yield equal numbers,
         # and the noise would follow the drawn parameters. So each has its own half of the digest.
@@ -172,6 +183,8 @@ def _global_generators_seeded(key: str) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        if with_torch:
+            torch.set_rng_state(torch_state)
 
 
 def augment(
@@ -187,17 +200,19 @@ def augment(
 
     All draws follow from a hash of (seed, epoch, utterance_id), so the audio does not depend on the number of
     workers or processes, on the order of the utterances, or on a resume; a third view needs an id of its
-    own. Python's and numpy's global generators are lent for the call and given back untouched, so threads
-    that draw from them meanwhile break the promise; processes do not.
+    own. Python's and numpy's global generators, and to a callable torch's of the CPU, are lent for the call and
+    given back untouched, so threads that draw from them meanwhile break the promise; processes do not.
 
     `samples` has shape (n,), n >= 1, in about [-1, 1], and is not modified; `sampling_rate` is in Hz; `name`
-    is one of `AUGMENTATIONS`, or a callable `(samples, sample_rate) -> samples` that draws from those two
-    generators only, such as an audiomentations transform. Returns a new float32 array of shape (n,): a longer
-    result is cut, a shorter one padded with zeros. Silence stays silent; delay and reverberation leave a clip
-    alone that is too short for them. Nothing is clipped at 1, which reverberation may exceed.
+    is one of `AUGMENTATIONS`, or a callable `(samples, sample_rate) -> samples` that draws from those
+    generators only, such as an audiomentations transform or a function of one's own. Returns a new float32
+    array of shape (n,): a longer result is cut, a shorter one padded with zeros. Silence stays silent; delay and
+    reverberation leave a clip alone that is too short for them. Nothing is clipped at 1, which reverberation may
+    exceed.
 
     Raises ValueError for an unknown name and for samples that are not one channel of finite floating-point
-    numbers, FloatingPointError where the result is not finite, TypeError where `seed` or `epoch` is not an
+    numbers, or a callable whose result has another number of channels, FloatingPointError where the result is not
+    finite, TypeError where `seed` or `epoch` is not an
     integer.
     """
     found = np.asarray(samples)
@@ -214,8 +229,14 @@ def augment(
 
     # A transform keeps the parameters it drew last; built anew (in 20 microseconds) it has none to keep.
     transform = name if callable(name) else build_augmentation(name, sampling_rate)
-    with _global_generators_seeded(f"{operator.index(seed)}/{operator.index(epoch)}/{utterance_id}"):
+    key = f"{operator.index(seed)}/{operator.index(epoch)}/{utterance_id}"
+    with _global_generators_seeded(key, with_torch=callable(name)):
         augmented = np.asarray(transform(found.astype(np.float32), sampling_rate), dtype=np.float32)
+    if augmented.ndim != 1:
+        raise ValueError(
+            f"Augmentation {name!r} gave the shape {augmented.shape} for utterance {utterance_id!r} of the shape "
+            f"{found.shape}: it must return as many channels as it gets, which is one."
+        )
     if not np.isfinite(augmented).all():
         raise FloatingPointError(
             f"Augmentation {name!r} gave NaN or infinity for utterance {utterance_id!r}, whose largest "

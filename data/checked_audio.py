@@ -72,7 +72,8 @@ def _remembered(paths, name: str, cache_dir: str | Path | None, compute: Callabl
     if new:
         # Decoding and hashing happen outside Python's lock: threads are enough, and cost no start-up.
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            found = list(tqdm(pool.map(compute, new), total=len(new), desc=told, disable=len(new) < 1000))
+            hidden = True if len(new) < 1000 else None  # None: shown on a terminal
+            found = list(tqdm(pool.map(compute, new), total=len(new), desc=told, disable=hidden))
         known |= {path: [stamps[path], result] for path, result in zip(new, found)}
         temporary = memory.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(known), encoding="utf-8")

@@ -6,7 +6,7 @@ Letters: B utterances, V views of each, K labels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import datasets
 import numpy as np
@@ -30,9 +30,11 @@ class SpeechDataset(torch.utils.data.Dataset):
         rows: which of its rows, in this order.
         sampling_rate: of the audio, in Hz.
         max_duration_s: longer utterances are cut to their first so many seconds.
-        augmentation: a name of `lascl.data.augmentation.AUGMENTATIONS`. With `none` there is one view only. (Paper
-            unclear: what "without augmentation" does with the second of 2N instances; a plain copy would add cost and
-            no information.)
+        augmentation: a name of `lascl.data.augmentation.AUGMENTATIONS`, or a function of one's own, of samples (n,)
+            float32 and their rate in Hz, that returns samples. What it draws from Python's, numpy's or torch's global
+            generators is a draw of its own for each utterance, view and epoch, and the same every time; workers that
+            are spawned must be able to pickle it. With `none` there is one view only. (Paper unclear: what "without
+            augmentation" does with the second of 2N instances; a plain copy would add cost and no information.)
         num_views: V, views of each utterance in a batch; 1 is the clean view alone.
         augmentation_period: P, after so many epochs the augmented views repeat; `None`: never.
         seed: of the augmentation.
@@ -53,7 +55,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         *,
         sampling_rate: int,
         max_duration_s: float,
-        augmentation: str = "none",
+        augmentation: str | Callable[[np.ndarray, int], np.ndarray] = "none",
         num_views: int = 1,
         augmentation_period: int | None = None,
         seed: int = 0,
@@ -142,14 +144,14 @@ def _probe(sampling_rate: int) -> np.ndarray:
     return (0.2 * harmonics + 0.02 * noise).astype(np.float32)
 
 
-def is_heard(augmentation: str, feature_extractor) -> bool:
+def is_heard(augmentation: str | Callable[[np.ndarray, int], np.ndarray], feature_extractor) -> bool:
     """Whether an augmentation changes what a feature extractor gives to a model, found by passing a probe through it:
     as it is and as each of eight draws augments it. Heard is what moves the features by more than 5e-4 of their
     standard deviation (root mean square) in one draw at least: the faintest noise of `AUGMENTATIONS` moves a waveform
     by 1e-3, gain moves one that is normalised by 1e-4.
 
     Args:
-        augmentation: one of `lascl.data.augmentation.AUGMENTATIONS`; `none` is not heard.
+        augmentation: as of `SpeechDataset`; `none` is not heard.
         feature_extractor: of a checkpoint.
     """
     rate = feature_extractor.sampling_rate

@@ -227,6 +227,20 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
+def comparison_cells(result: dict) -> list[list[str]]:
+    """What `compare_runs` found, a row a score: its name, A, B and B - A in per cent, 95 % interval and p."""
+    rows = []
+    for name in SCORES:
+        numbers = result[name]
+        interval = p = ""
+        if numbers["p"] is not None:
+            interval = "{:+.1f} to {:+.1f}".format(*(100 * end for end in numbers["interval"]))
+            p = _p_value(numbers["p"]).removeprefix("= ")
+        a, b, difference = (100 * numbers[key] for key in ("a", "b", "difference"))
+        rows.append([SCORE_NAMES[name], f"{a:.1f}", f"{b:.1f}", f"{difference:+.1f}", interval, p])
+    return rows
+
+
 def comparison_text(result: dict) -> str:
     """What `compare_runs` found, as a table in per cent and sentences."""
     lines = [
@@ -238,14 +252,7 @@ def comparison_text(result: dict) -> str:
         "| score | A | B | B - A | 95 % interval | p |",
         "|---|---|---|---|---|---|",
     ]
-    for name in SCORES:
-        numbers = result[name]
-        interval = p = ""
-        if numbers["p"] is not None:
-            interval = "{:+.1f} to {:+.1f}".format(*(100 * end for end in numbers["interval"]))
-            p = _p_value(numbers["p"]).removeprefix("= ")
-        a, b, difference = (100 * numbers[key] for key in ("a", "b", "difference"))
-        lines.append(f"| {SCORE_NAMES[name]} | {a:.1f} | {b:.1f} | {difference:+.1f} | {interval} | {p} |")
+    lines += [f"| {' | '.join(cells)} |" for cells in comparison_cells(result)]
     lines += ["", *(result[name]["sentence"] for name in SCORES)]
     return "\n".join([*lines, "Intervals and p speak of other speakers, not of training again with another seed."])
 

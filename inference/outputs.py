@@ -13,14 +13,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from lascl.console import held
 from lascl.inference.windows import Window
 
 
@@ -172,22 +172,14 @@ def sole_writer(path: Path | None) -> Iterator[None]:
         yield
         return
     real = Path(os.path.realpath(path))
-    lock = FileLock(real.with_name(f".{real.name}.lock"))
-    try:
-        real.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"another lascl-predict is writing {path} at this moment: wait until it has ended, or choose another."
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from None
-    try:
+    busy = f"another lascl-predict is writing {path} at this moment: wait until it has ended, or choose another."
+    with ExitStack() as stack:
+        try:
+            real.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(real.with_name(f".{real.name}.lock"), busy))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from None
         yield
-    finally:
-        with suppress(OSError):  # while it is held: who opened it before finds that it is gone
-            os.unlink(lock.lock_file)
-        lock.release()
 
 
 def differences(found: dict, wanted: dict) -> str:

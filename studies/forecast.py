@@ -7,23 +7,25 @@ import io
 import json
 import shutil
 import tempfile
+import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig
 
-from lascl import LaSCLConfig, train
+from lascl import train
+from lascl.console import in_words
 from lascl.data import Fold
-from lascl.modeling_lascl import LaSCLModel
 from lascl.studies.plan import PlannedRun, Study
-from lascl.studies.run import begin_fold, in_words
-from lascl.training.fold import everything_of, is_encoded_once, training_data
+from lascl.studies.run import begin_fold
+from lascl.training.fold import everything_of, is_encoded_once, training_data, view_store
 from lascl.training.pooled import by_corpus, view_keys
+from lascl.training.recipe import Recipe
 from lascl.training.run_directory import environment
-from lascl.training.start import checkpoint_of_fold, read_extractor, window_of
+from lascl.training.start import checkpoint_of_fold, start_model, window_of
 
 
 # What changes neither a step's time nor a checkpoint's size: variants that differ in nothing else are measured once.
@@ -33,6 +35,7 @@ COSTS_NOTHING = (
     *("objective", "seed", "split_seed", "folds", "validation", "selection", "protocol", "num_folds"),
 )
 MICRO_BATCH = {"cpu": 2, "cuda": 8}  # utterances of the step that `--dry_run` measures
+MEASURED_BATCHES = 64  # of an epoch on views that a frozen encoder has heard; of a larger one at most so many
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
 GB = 1e9
 
@@ -40,7 +43,7 @@ GB = 1e9
 def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]]):
     """`--dry_run`: what would run, and what it would cost, measured from one step on this machine. Writes nothing but
     temporary files, and asks nothing of the network."""
-    measured, forecast, encoded = {}, Forecast(), set()
+    measured, forecast = {}, Forecast()
     print(f"{study.name}: {len(study.variants)} variants x {len(study.seeds)} seeds in {folder}\n")
     for index, run in enumerate(runs):
         numbers = [number for number in run.numbers if (index, number) in mine]
@@ -56,7 +59,7 @@ def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple
                 forecast.num_unknown += len(left)
                 line += f"; time not measured: {measured[key]}"
             else:
-                line += f", about {in_words(forecast.add(run, left, encoded, *measured[key]))} left here"
+                line += f", about {in_words(forecast.add(run, left, measured[key]))} left here"
         print(line, flush=True)
     forecast.tell(folder, sum(not runs[index].is_done(number) for index, number in mine), len(mine))
     states = {}
@@ -68,6 +71,16 @@ def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple
         print(f"Encoders, {state}: {', '.join(sorted(names))}.")
 
 
+class Cost(NamedTuple):
+    """What a recipe's folds cost on this machine: seconds of training an utterance (all its views), of encoding a view
+    (0 unless that is done once, before training) and of what else a fold needs, and bytes of a checkpoint."""
+
+    utterance_s: float
+    view_s: float = 0.0
+    fold_s: float = 0.0
+    checkpoint_bytes: int = 0
+
+
 @dataclass
 class Forecast:
     """What the folds that are left would cost.
@@ -77,33 +90,45 @@ class Forecast:
         kept_bytes: of checkpoints in the end.
         at_once_bytes: of what is there beside them while a fold trains.
         num_unknown: folds whose time could not be measured.
+        num_views, num_kept: views that a frozen encoder has to hear, and those that are on disk already.
+        encoded: the names of the views that are counted already.
+        names: what `views_heard_once` keeps.
     """
 
     total_s: float = 0.0
     kept_bytes: int = 0
     at_once_bytes: int = 0
     num_unknown: int = 0
+    num_views: int = 0
+    num_kept: int = 0
+    encoded: set[str] = field(default_factory=set)
+    names: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def add(
         self,
         run: PlannedRun,
         numbers: list[int],
-        encoded: set[str],
-        utterance_s: float,
-        view_s: float,
-        checkpoint_bytes: int,
+        cost: Cost,
     ) -> float:
         """Adds these folds of a run, at what `measure` found, and returns their seconds. A frozen encoder hears each
-        view of the corpus once for all folds and variants: `encoded` names those that are counted already."""
-        seconds = sum(_utterances(run, number) for number in numbers) * utterance_s
-        views = {name: size for number in numbers for name, size in views_heard_once(run, number).items()}
-        seconds += sum(size for name, size in views.items() if name not in encoded) * view_s
-        encoded.update(views)
+        view of a corpus once for all folds and variants, and none that is kept on disk."""
+        seconds = sum(_utterances(run, number) for number in numbers) * cost.utterance_s + len(numbers) * cost.fold_s
+        views = {}
+        for number in numbers:
+            views |= views_heard_once(run, number, self.names)
+        store = view_store(run.recipe)
+        for name in views.keys() - self.encoded:
+            if store and store.has(name):
+                self.num_kept += views[name]
+            else:
+                self.num_views += views[name]
+                seconds += views[name] * cost.view_s
+        self.encoded |= views.keys()
         self.total_s += seconds
-        self.kept_bytes += len(numbers) * checkpoint_bytes
+        self.kept_bytes += len(numbers) * cost.checkpoint_bytes
         # Weights and AdamW's two moments, so often while one is being saved; one fold at a time.
         limit = run.recipe.training.get("save_total_limit", 2) or 2
-        self.at_once_bytes = max(self.at_once_bytes, 3 * checkpoint_bytes * (limit + 1))
+        self.at_once_bytes = max(self.at_once_bytes, 3 * cost.checkpoint_bytes * (limit + 1))
         return seconds
 
     def tell(self, folder: Path, num_left: int, num_folds: int):
@@ -111,11 +136,19 @@ class Forecast:
         unknown = f" Time is not measured for {self.num_unknown} of them." if self.num_unknown else ""
         print(f"\n{num_left} of {num_folds} folds to run.{unknown}")
         if self.total_s:
-            print(
-                f"Time: about {in_words(self.total_s)} on this machine ({environment()['device']}), from one step of "
-                f"{size} utterances on {device}: an upper bound, since a step of the whole batch shares one update. On "
-                "other machines: not measured."
+            is_frozen = self.num_views or self.num_kept
+            found = (
+                "from epochs of training on views that are there, and from encoding a few."
+                if is_frozen
+                else f"from one step of {size} utterances on {device}: an upper bound, since a step of the whole batch "
+                "shares one update."
             )
+            print(
+                f"Time: about {in_words(self.total_s)} on this machine ({environment()['device']}), {found} On other "
+                "machines: not measured."
+            )
+            if is_frozen:
+                print(f"Views to encode: {self.num_views}; found on disk: {self.num_kept}.")
         parent = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
         kept = f"{self.kept_bytes / GB:.1f} GB kept, {self.at_once_bytes / GB:.1f} GB more while a fold trains; "
         print(f"Disk: {kept if self.total_s else ''}{shutil.disk_usage(parent).free / GB:.0f} GB are free.")
@@ -137,75 +170,131 @@ def _device_and_size() -> tuple[str, int]:
     return device, MICRO_BATCH[device]
 
 
-def measure(run: PlannedRun) -> tuple[float, float, int] | str:
-    """Seconds of training an utterance (all its views), seconds of encoding a view (0 unless that is done once, before
-    training) and bytes of a checkpoint, or why they cannot be told.
+def measure(run: PlannedRun) -> Cost | str:
+    """What the folds of a run cost on this machine, or why it cannot be told.
 
     One step of a fresh model on the utterances nearest to the mean length, after one that is not counted: what is
-    loaded at first use is then loaded."""
+    loaded at first use is then loaded. Where the encoder is frozen and hears each view once, encoding is measured so,
+    and training, whose steps cost little beside what surrounds them, in whole epochs."""
     recipe = copy.copy(run.recipe)
     for kind in ("init_from",) if recipe.init_from else ("audio_encoder", "text_encoder"):
         where = _where(getattr(recipe, kind), getattr(recipe, f"{kind}_revision"))
         if where.startswith("not cached"):
             return f"{getattr(recipe, kind)} is not cached"
+    args = recipe.training_arguments(run.run_dir)
+    is_encoded = is_encoded_once(recipe, training_data(recipe, run.corpus, everything_of(run.corpus), args))
     _, size = _device_and_size()
-    durations_s = [min(seconds, recipe.max_duration_s) for seconds in run.corpus["duration_s"][:]]
-    mean_s = sum(durations_s) / len(durations_s)
-    rows = sorted(range(len(durations_s)), key=lambda row: abs(durations_s[row] - mean_s))[:size]
-    changed = {"max_steps": 1, "global_batch_size": len(rows), "gradient_accumulation_steps": 1}
-    changed |= {"save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
-    changed |= {
-        "contrastive_chunk_size": None,
-        "contrastive_chunk_s": None,
-        "utterances_per_class": None,
-        "bucket_by_length": False,
-    }
-    changed["report_to"], recipe.views_gb = "none", 0.0  # encoding is measured, and nothing of it kept
-    recipe.selection, recipe.training = "last", {**recipe.training, **changed}
+    rows = _middling(run, args.per_device_eval_batch_size if is_encoded else size)
     with tempfile.TemporaryDirectory() as scratch:
-        measured = copy.copy(run)
-        measured.recipe = recipe
         try:
-            weights = begin_fold(Path(scratch), measured, Path(scratch) / "run", 1)
-            fold_dir = Path(scratch) / "run" / "fold-1"
-            corpus, fold = run.corpus.select(rows), Fold(1, list(range(len(rows))), [])
-            for _ in range(2):
-                view_cache = {}
-                with redirect_stdout(io.StringIO()):  # Trainer prints what it logs
-                    _, cost = train.train_fold(recipe, corpus, fold, fold_dir, weights, view_cache)
+            weights = begin_fold(Path(scratch), run, Path(scratch) / "run", 1)
+            how = _measure_epochs if is_encoded else _measure_step
+            return how(recipe, run, run.corpus.select(rows), Path(scratch) / "run" / "fold-1", weights)
         except (ValueError, OSError, ImportError) as error:
             return str(error).strip().splitlines()[0]
-        size = sum(path.stat().st_size for path in (fold_dir / "checkpoint").rglob("*") if path.is_file())
-    num_encoded = max(1, sum(map(len, view_cache.values())))
-    return 1 / cost["steps_per_second"] / len(rows), cost.get("encoding_s", 0.0) / num_encoded, size
 
 
-def views_heard_once(run: PlannedRun, number: int) -> dict[str, int]:
+def _middling(run: PlannedRun, size: int) -> list[int]:
+    """The utterances nearest to the mean length."""
+    durations_s = [min(seconds, run.recipe.max_duration_s) for seconds in run.corpus["duration_s"][:]]
+    mean_s = sum(durations_s) / len(durations_s)
+    return sorted(range(len(durations_s)), key=lambda row: abs(durations_s[row] - mean_s))[:size]
+
+
+def _changed(recipe: Recipe, **training) -> Recipe:
+    """A recipe of which nothing is logged, and what is encoded is not kept."""
+    recipe = copy.copy(recipe)
+    always = {"report_to": "none", "disable_tqdm": True, "utterances_per_class": None, "bucket_by_length": False}
+    recipe.views_gb, recipe.selection = 0.0, "last"
+    recipe.training = {**recipe.training, **always, **training}
+    return recipe
+
+
+def _timed_fold(recipe: Recipe, corpus, fold: Fold, fold_dir: Path, weights, view_cache: dict) -> tuple[float, dict]:
+    """Seconds of a training from the loading of the weights to the saved checkpoint, and `training_cost`."""
+    began = time.monotonic()
+    with redirect_stdout(io.StringIO()):  # Trainer prints what it logs
+        extractor, cost = train.train_fold(recipe, corpus, fold, fold_dir, weights, view_cache)
+        if fold.test:
+            train.evaluate_fold(recipe, corpus, fold, fold_dir, extractor, cost, view_cache)
+            (fold_dir / "metrics.json").unlink(missing_ok=True)
+    return time.monotonic() - began, cost
+
+
+def _measure_step(recipe: Recipe, run: PlannedRun, corpus, fold_dir: Path, weights) -> Cost:
+    recipe = _changed(
+        recipe,
+        **{"max_steps": 1, "global_batch_size": len(corpus), "gradient_accumulation_steps": 1},
+        **{"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no"},
+        **{"contrastive_chunk_size": None, "contrastive_chunk_s": None},
+    )
+    fold = everything_of(corpus)
+    for _ in range(2):
+        _, cost = _timed_fold(recipe, corpus, fold, fold_dir, weights, {})
+    return Cost(utterance_s=1 / cost["steps_per_second"] / len(corpus), checkpoint_bytes=_size_of(fold_dir))
+
+
+def _measure_epochs(recipe: Recipe, run: PlannedRun, corpus, fold_dir: Path, weights) -> Cost:
+    """Of a few utterances, each taken so often that a fold has as many as the first one of the run, or as fill a few
+    batches: their views are pooled audio, and which one it is does not matter for the time."""
+    batch_size = recipe.training_arguments(run.run_dir).global_batch_size
+    first = run.folds[run.numbers[0] - 1]
+    most = MEASURED_BATCHES * batch_size
+    sides = {
+        side: [row % len(corpus) for row in range(min(len(getattr(first, side)), most))]
+        for side in ("train", "validation", "test")
+    }
+    fold = Fold(1, sides["train"], sides["test"], sides["validation"])
+    view_cache, seconds, encoding_s = {}, {}, []
+    for epochs in (1, 1, 3):  # what is loaded at first use is then loaded
+        shorter = _changed(recipe, num_train_epochs=epochs, max_steps=-1, augmentation_period=1)
+        if epochs == 1:
+            view_cache = {}
+        seconds[epochs], cost = _timed_fold(shorter, corpus, fold, fold_dir, weights, view_cache)
+        encoding_s.append(cost["encoding_s"])
+    num_views = sum(map(len, view_cache.values()))
+    epoch_s = max(0.0, (seconds[3] - (seconds[1] - encoding_s[1])) / 2)
+    watched = len(sides["validation"]) + len(sides["test"])
+    views = recipe.training_arguments(run.run_dir).views_an_utterance
+    return Cost(
+        utterance_s=epoch_s / (len(sides["train"]) + watched / (3 * views)),
+        view_s=encoding_s[1] / num_views,
+        fold_s=max(0.0, seconds[1] - encoding_s[1] - epoch_s),
+        checkpoint_bytes=_size_of(fold_dir),
+    )
+
+
+def _size_of(fold_dir: Path) -> int:
+    return sum(path.stat().st_size for path in (fold_dir / "checkpoint").rglob("*") if path.is_file())
+
+
+def views_heard_once(run: PlannedRun, number: int, known: dict[str, dict[str, int]]) -> dict[str, int]:
     """The names of the views that a frozen encoder hears once in this fold (`view_keys`), and of how many utterances
-    each is. No weights are loaded for that: they go by where they come from."""
+    each is. Its weights are loaded for that, once for all runs and folds whose views cannot differ: `known` keeps what
+    was found."""
     recipe, fold = run.recipe, run.folds[number - 1]
     args = recipe.training_arguments(run.run_dir)
     if not is_encoded_once(recipe, training_data(recipe, run.corpus, fold, args)):
         return {}
     with tempfile.TemporaryDirectory() as scratch:
-        audio_encoder, _ = begin_fold(Path(scratch), run, Path(scratch) / "run", number)
-        source = [recipe.audio_encoder, recipe.audio_encoder_revision]
+        weights = begin_fold(Path(scratch), run, Path(scratch) / "run", number)
+        decides = {name: value for name, value in recipe.to_dict().items() if name not in COSTS_NOTHING}
         if isinstance(recipe.audio_encoder, dict):
-            source.append(args.seed)  # of random weights
+            decides["seed"] = args.seed  # of random weights
         if recipe.init_from:
-            source = audio_encoder = str(checkpoint_of_fold(audio_encoder, number))
-        config = AutoConfig.from_pretrained(audio_encoder, revision=recipe.audio_encoder_revision or "main")
-        if not recipe.init_from:
-            config = LaSCLConfig(audio_config=config, **recipe.model_config())
-        extractor = read_extractor(recipe, audio_encoder, window_of(recipe, run.corpus, fold, audio_encoder))
-    with torch.device("meta"):
-        model = LaSCLModel(config)
-    speech = training_data(recipe, run.corpus, everything_of(run.corpus), args, extractor)
-    return {
-        name: len(part)
-        for _, part in by_corpus(speech)
-        for name in view_keys(model, part, extractor, weights=json.dumps(source)).values()
-    }
+            decides["fold"] = number
+        audio_encoder = str(checkpoint_of_fold(weights.audio, number)) if recipe.init_from else weights.audio
+        decides["window_s"] = window_of(recipe, run.corpus, fold, audio_encoder)
+        key = json.dumps(decides, default=str)
+        if key not in known:
+            start = start_model(recipe, run.corpus, fold, weights, args.seed)
+            speech = training_data(recipe, run.corpus, everything_of(run.corpus), args, start.extractor)
+            known[key] = {
+                name: len(part)
+                for _, part in by_corpus(speech)
+                for name in view_keys(start.model.lascl.to(args.device), part, start.extractor).values()
+            }
+    return known[key]
 
 
 def _utterances(run: PlannedRun, number: int) -> float:

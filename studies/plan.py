@@ -15,7 +15,7 @@ from accelerate import PartialState
 from lascl.data import Fold
 from lascl.studies.tables import folder_name
 from lascl.training.prepare import check_batches_of_folds, divide, read_corpus
-from lascl.training.recipe import CORPUS_FIELDS, Recipe, find_recipe, has_begun, parse_recipe
+from lascl.training.recipe import CORPUS_FIELDS, Recipe, find_recipe, parse_recipe
 from lascl.training.run_directory import open_run
 
 
@@ -266,7 +266,7 @@ def read_corpora(runs: list[PlannedRun]):
                     foldings[division] = divide(recipe, corpus)
                 folds = foldings[division]
                 check_batches_of_folds(recipe, corpus, folds, args)
-                if has_begun(run.run_dir):
+                if (run.run_dir / "recipe.yaml").is_file():
                     open_run(run.run_dir, recipe, corpus)  # or refuses another recipe
                 run.corpus, run.skipped, run.folds = corpus, skipped, folds
             except (ValueError, OSError, ImportError) as error:

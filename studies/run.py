@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
 from lascl import train
+from lascl.console import in_words, say
 from lascl.studies.figures import write_pairs
 from lascl.studies.plan import PlannedRun, Study
 from lascl.studies.tables import (
@@ -29,7 +30,7 @@ from lascl.training.exits import what_is_refused, what_ran_out
 from lascl.training.prepare import begin_run
 from lascl.training.protocol import note_begun
 from lascl.training.recipe import OBJECTIVES
-from lascl.training.run_directory import is_disk_full, write_json, write_text
+from lascl.training.run_directory import claimed, is_disk_full, write_json, write_text
 from lascl.training.start import Weights
 
 
@@ -45,18 +46,20 @@ def train_folds(folder: Path, runs: list[PlannedRun], mine: set[tuple[int, int]]
         elapsed_s = time.monotonic() - began
         # The first process's clock decides for all.
         if broadcast_object_list([max_hours is not None and elapsed_s >= 3600 * max_hours])[0]:
-            process.print(f"\n{max_hours:g} hours are over, {len(todo) - position} of {len(todo)} folds are left.")
+            if process.is_main_process:
+                say("", f"{max_hours:g} hours are over, {len(todo) - position} of {len(todo)} folds are left.")
             return
         left = f", about {in_words(elapsed_s / finished * (len(todo) - position))} left" if finished else ""
         done = len(mine) - len(todo) + finished
-        process.print(
-            f"\n## {done} of {len(mine)} folds done{left}: {run.variant}, seed {run.seed}, fold {number}\n", flush=True
-        )
+        if process.is_main_process:
+            told = f"## {done} of {len(mine)} folds done{left}: {run.variant}, seed {run.seed}, fold {number}"
+            say("", told, "")
         try:
-            weights = begin_fold(folder, run, run.run_dir, number)
-            recipe = copy.copy(run.recipe)
-            recipe.folds = str(number)
-            train.cross_validate(recipe, run.run_dir, run.corpus, run.folds, weights, view_cache=view_cache)
+            with claimed(run.run_dir, [f"fold-{number}"]):
+                weights = begin_fold(folder, run, run.run_dir, number)
+                recipe = copy.copy(run.recipe)
+                recipe.folds = str(number)
+                train.cross_validate(recipe, run.run_dir, run.corpus, run.folds, weights, view_cache=view_cache)
             finished += 1
         except Exception as error:
             if is_disk_full(error) or process.num_processes > 1:
@@ -132,8 +135,8 @@ def finish(study: Study, folder: Path, runs: list[PlannedRun]):
         if names and not (study.choose and unfinished):
             write_json(folder / "study.json", results)
             write_text(folder / "table.md", "\n\n".join(sections) + "\n")
-    print("\n" + "\n\n".join(sections))
-    print(f"\n{folder}: " + ("give the same command again for what is left." if missing else "table.md, study.json"))
+    left = "give the same command again for what is left." if missing else "table.md, study.json"
+    say("", "\n\n".join(sections), "", f"{folder}: {left}")
 
 
 def _state(run: PlannedRun) -> str:
@@ -149,10 +152,3 @@ def _ce_and_full(study: Study, runs: list[PlannedRun], names: list[str]) -> tupl
     full = of["lascl"][:1] if study.against in of["ce"] else [study.against]
     pair = (*of["ce"][:1], *full)
     return pair if len(pair) == 2 and set(pair) <= set(names) and not study.choose else None
-
-
-def in_words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -2,17 +2,20 @@
 
 import hashlib
 import os
+import pickle
 import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.utils.data import DataLoader, Dataset
 
+from lascl.data import SpeechDataset, load_corpus
 from lascl.data.augmentation import AUGMENTATIONS, augment, build_augmentation, delay, reverberate
 
 
@@ -384,3 +387,39 @@ def test_epoch_must_be_an_integer():
     # transformers counts epochs in floats: 1.0 and 1 would be two keys for one epoch.
     with pytest.raises(TypeError, match="integer"):
         augment(noise(), RATE, name="gain", seed=0, epoch=1.0, utterance_id="u")
+
+
+def of_ones_own(samples, sampling_rate):
+    """Draws from each of the three generators."""
+    torch_part = float(torch.rand(()))
+    return samples * (random.random() + np.random.random() + torch_part)
+
+
+def test_a_function_of_ones_own_has_a_draw_of_its_own_for_each_view(emodb_like):
+    corpus = load_corpus("emodb", emodb_like, allow_partial=True)
+    options = {"sampling_rate": 16_000, "max_duration_s": 0.1, "num_views": 3, "seed": 1}
+    try:
+        data = SpeechDataset(corpus, [0, 1], augmentation=of_ones_own, **options)
+    except ValueError as error:
+        data = str(error)
+    assert isinstance(data, SpeechDataset), data
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    def factors():
+        for index in (0, 1):
+            clean, *others = data[index]["views"]
+            loudest = np.abs(clean).argmax()
+            yield from (float(view[loudest] / clean[loudest]) for view in others)
+
+    first = list(factors())
+    assert len({round(factor, 6) for factor in first}) == 4 and all(0 < factor < 3 for factor in first)
+    assert list(factors()) == first
+    data.set_epoch(1)
+    assert not set(factors()) & set(first)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+    assert pickle.loads(pickle.dumps(data.augmentation)) is of_ones_own
+
+
+def test_a_function_of_ones_own_that_gives_two_channels_is_told():
+    with pytest.raises(ValueError, match=r"gave the shape \(2, 8\) for utterance 'u1' of the shape \(8,\)"):
+        augment(np.ones(8), 16_000, name=lambda x, _: np.stack([x, x]), seed=0, epoch=0, utterance_id="u1")

@@ -364,8 +364,9 @@ def test_a_cut_whisper_has_the_position_table_that_stock_makes_for_its_window(au
 def test_mel_frames_of_another_number_than_the_window_are_refused_with_both_numbers(frames, audio_encoders):
     encoder = load_audio_encoder(audio_encoders["whisper"], window_s=1)
     encode_audio(encoder, torch.zeros(1, 16, 100), None, all_layers=False)
-    with pytest.raises(ValueError, match=rf"exactly 100 mel frames \(1 s\); found {frames}\b"):
+    with pytest.raises(ValueError, match=rf"exactly 100 mel frames \(1 s\); found {frames}\b") as refused:
         encode_audio(encoder, torch.zeros(1, 16, frames), None, all_layers=False)
+    assert "chunk_length=1)" in str(refused.value) and f"window_s={frames / 100:g} in" in str(refused.value)
 
 
 def test_a_window_longer_than_whispers_own_is_refused_with_both(audio_encoders):

@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, set_seed
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, study, train
 from lascl.data import SpeechCollator, SpeechDataset
-from lascl.studies.forecast import measure
+from lascl.studies.forecast import Cost, measure
 from lascl.studies.plan import Study, plan_runs, read_corpora
 from lascl.train import main
 from lascl.training.pooled import PooledDataset, Statistics, collate_pooled, embed_views
@@ -251,8 +251,8 @@ def test_a_dry_run_counts_every_view_once_whatever_the_number_of_folds_and_varia
     recipe, tmp_path, monkeypatch, capsys
 ):
     """A second a view, and nothing else: a clean view and two augmented ones of 70 utterances."""
-    monkeypatch.setattr("lascl.studies.forecast.measure", lambda run: (0.0, 1.0, 100))
-    options = ["--vary", "objective=ce,lascl", "--dry_run", "--output_dir", str(tmp_path / "study")]
+    monkeypatch.setattr("lascl.studies.forecast.measure", lambda run: Cost(0.0, 1.0))
+    options = ["--views_gb", "0", "--vary", "objective=ce,lascl", "--dry_run", "--output_dir", str(tmp_path / "study")]
     study.main(["quickstart", *recipe, *options])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
     assert [line.partition(", about ")[2] for line in lines] == ["4 min left here", "0 s left here"]
@@ -263,11 +263,13 @@ def test_a_dry_run_measures_encoding_and_training_apart(recipe, tmp_path, monkey
     read_corpora(runs)
     heard, real = [], train.train_fold
 
-    def train_fold(recipe, corpus, *rest):
-        heard.append(len(corpus))
-        return None, {"steps_per_second": 10.0, "encoding_s": 12.0} if real(recipe, corpus, *rest) else None
+    def train_fold(recipe, corpus, fold, *rest):
+        heard.append((len(corpus), len(fold.train), len(fold.test)))
+        return real(recipe, corpus, fold, *rest)[0], {"encoding_s": 0.016}
 
     monkeypatch.setattr(train, "train_fold", train_fold)
-    utterance_s, view_s, checkpoint_bytes = measure(runs[0])
-    assert heard == [2, 2] and checkpoint_bytes > 0
-    assert (utterance_s, view_s) == (pytest.approx(0.1 / 2), pytest.approx(12 / (3 * 2)))
+    cost = measure(runs[0])
+    fold = runs[0].folds[0]
+    assert heard == 3 * [(8, len(fold.train), len(fold.test))]  # as long as a fold, eight are encoded
+    assert cost.view_s == pytest.approx(0.001) and cost.checkpoint_bytes > 0
+    assert cost.utterance_s > 0 or cost.fold_s > 0

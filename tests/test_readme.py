@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import LABELS
 from transformers import AutoFeatureExtractor
 
@@ -113,14 +114,16 @@ def replaced(audio_encoders, text_encoder, folder, tmp_path):
         '"call.wav"': f'"{folder}/call.wav"',
         '"recordings"': f'"{folder}/recordings"',
         "max_duration_s=10": "max_duration_s=0.2",
+        '"max_duration_s": 10': '"max_duration_s": 0.2',
+        'output_dir="out",\n': f'output_dir="{tmp_path}/own", global_batch_size=4,\n',
     }
 
 
-def run(name, replaced, capsys):
+def run(name, replaced, capsys, namespace=None):
     text = code(name)
     for before, after in replaced.items():
         text = text.replace(before, after)
-    namespace = {}
+    namespace = {} if namespace is None else namespace
     exec(compile(text, f"docs: {name}", "exec"), namespace)
     return namespace, capsys.readouterr().out
 
@@ -207,11 +210,35 @@ def test_listening_to_a_microphone(replaced, capsys, monkeypatch):
     assert all(line.split()[2] in LABELS for line in lines)
 
 
-def test_training_from_python(replaced, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("family", ["wavlm-layer", "whisper"])
+def test_training_from_python(family, audio_encoders, replaced, capsys):
+    """As it stands there, of Whisper too, whose window is then no longer than a clip; the same each time."""
     pytest.importorskip("espeakng_loader")
-    namespace, printed = run("trainer", replaced, capsys)
-    assert "eval_ua" in printed and namespace["trainer"].state.global_step == 1
+    replaced |= {"microsoft/wavlm-large": audio_encoders[family], "window_s=10": "window_s=1"}
+    replaced |= {"chunk_length=10": "chunk_length=1"}
+    scores = []
+    for _ in range(2):
+        torch.rand(1)  # what happened before in the process is no part of it
+        namespace, printed = run("trainer", replaced, capsys)
+        assert "eval_ua" in printed and namespace["trainer"].state.global_step == 1
+        scores.append(namespace["trainer"].evaluate()["eval_loss"])
+    assert scores[0] == scores[1]
+    if family == "whisper":
+        assert namespace["model"].config.audio_config.max_source_positions == 50
     assert len(load_corpus("synthetic", num_speakers=5, utterances_per_speaker=4)) == 20
+
+
+def test_parts_of_ones_own(replaced, capsys):
+    """An augmentation, a loss term that is logged, and training that the validation ends."""
+    pytest.importorskip("espeakng_loader")
+    namespace, _ = run("trainer", replaced, capsys)
+    namespace, _ = run("own_parts", replaced, capsys, namespace)
+    trainer = namespace["trainer"]
+    history = trainer.state.log_history
+    assert all(entry["spread"] > 0 for entry in history if "loss" in entry)
+    epochs = [entry["eval_validation_ua"] for entry in history if "eval_validation_ua" in entry]
+    assert len(epochs) < 50 and max(epochs[-3:]) <= max(epochs[:-3]) == trainer.state.best_metric
+    assert trainer.train_dataset.num_views == 2
 
 
 @pytest.mark.parametrize("name", TEXTS)

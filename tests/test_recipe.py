@@ -146,9 +146,7 @@ def test_a_run_directory_reproduces_its_recipe(tmp_path):
 
 
 def test_another_recipe_in_the_same_directory_is_refused_by_field(tmp_path):
-    open_run(tmp_path, parse_recipe(["emodb", "--seed", "3"])[0], CORPUS)
-    open_run(tmp_path, parse_recipe(["emodb", "--seed", "1"])[0], CORPUS)  # no fold yet: started anew
-    (tmp_path / "fold-1").mkdir()
+    open_run(tmp_path, parse_recipe(["emodb", "--seed", "1"])[0], CORPUS)
     open_run(tmp_path, parse_recipe(["emodb", "--seed", "1", "--folds", "2", "--data_dir", "elsewhere"])[0], CORPUS)
     seeds = r"augmentation_seed \(1 there, 2 here\); num_folds \(None there, 4 here\); seed \(1 there, 2 here\)"
     with pytest.raises(ValueError, match=f"different are: {seeds}"):
@@ -164,7 +162,6 @@ def test_an_output_directory_that_cannot_be_written_is_named(tmp_path):
 def test_a_run_is_not_continued_with_another_corpus_under_the_same_name(tmp_path):
     recipe = parse_recipe(["emodb"])[0]
     open_run(tmp_path, recipe, CORPUS)
-    (tmp_path / "fold-1").mkdir()
     moved = CORPUS.map(lambda row: {"audio": f"/elsewhere/{row['id']}.wav"})
     open_run(tmp_path, recipe, moved)  # the same recordings in another place
     for column, value in (("label", 0), ("speaker", "s9"), ("id", "u9")):

@@ -292,6 +292,33 @@ def test_latex_row(run_dir, capsys):
     assert row.startswith(rf"my\_run & 66.7 [{100 * low:.1f}, {100 * high:.1f}] & ") and "over 3 speakers" in comment
 
 
+def test_a_baseline_of_any_system_stands_beside_the_run(run_dir, tmp_path, capsys):
+    """Its file needs the four columns alone. Of six utterances it gets one right that the run does not."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    rows = [row for fold in (1, 2) for row in read_csv(run_dir / f"fold-{fold}" / "predictions.csv")]
+    columns = ("id", "speaker", "reference", "prediction")
+    mine = [{column: row[column] for column in columns} for row in rows]
+    mine[1]["prediction"] = mine[1]["reference"]
+    write_csv(tmp_path / "mine & co.csv", mine)
+    code = 0
+    try:
+        main([str(tmp_path / "run"), "--baseline", str(tmp_path / "mine & co.csv")])
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 0, capsys.readouterr().err
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert "Beside mine & co.csv (%)" in page.text
+    assert "WA 83.3 66.7 -16.7" in page.text and "On the same 6 utterances of 3 speakers" in page.text
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "| WA | 83.3 | 66.7 | -16.7 |" in text and "A: mine & co.csv; B: this run." in text
+    mine[0]["id"] = "elsewhere"
+    write_csv(tmp_path / "other.csv", mine)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "run"), "--baseline", str(tmp_path / "other.csv")])
+    told = capsys.readouterr().err
+    assert "'elsewhere' is in" in told and "'1-0' is in" in told and told.count("\n") == 1
+
+
 def test_best_epoch_is_the_first_of_the_highest_test_ua(run_dir):
     run = load_run(run_dir)
     best = best_epoch_on_test(run.histories_by_fold)

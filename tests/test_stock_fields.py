@@ -152,6 +152,36 @@ def test_nothing_is_begun_that_would_choose_by_the_test_or_ignore_a_flag(command
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--metric_for_best_model", "ua"), "set selection: best_validation"),
+        (("--lr_scheduler_type", "reduce_lr_on_plateau"), "may be the test's"),
+        (("--lr_scheduler_type", "cosine_with_min_lr"), "lr_scheduler_type cosine_with_min_lr does not take"),
+        (("--lr_scheduler_kwargs", '{"no_such": 1}'), "lr_scheduler_type cosine does not take"),
+        (("--learning_rate", "-1"), "learning_rate must be at least 0"),
+        (("--encoder_learning_rate", "-1"), "encoder_learning_rate must be at least 0"),
+        (("--adam_beta1", "2"), "Invalid beta parameter at index 0: 2.0"),
+        (("--seed", "-1"), "seed must be at least 0"),
+        (("--num_train_epochs", "0"), "num_train_epochs must be above 0"),
+        (("--max_duration_s", "-1"), "max_duration_s must be above 0"),
+        (("--per_device_eval_batch_size", "0"), "No batches can be loaded with batch_size 0"),
+        (("--dataloader_persistent_workers", "true"), "No batches can be loaded with batch_size 8"),
+        (("--fp16", "true", "--use_cpu", "true"), "fp16"),
+    ],
+    ids=lambda value: value[0].removeprefix("--") if isinstance(value, tuple) else "",
+)
+def test_what_a_training_could_not_begin_with_is_said_before_anything_is_computed(options, said, tmp_path):
+    """Before the corpus is read: else it would be a traceback, after minutes of encoding."""
+
+    def begin():
+        recipe, run_dir = parse_recipe(["emodb", *options, "--output_dir", str(tmp_path / "run")])
+        recipe.training_arguments(run_dir)
+
+    found = refusal(begin)
+    assert said in found and "\n" not in found, found
+
+
 class Utterances(torch.utils.data.Dataset):
     def __init__(self, *ids):
         self.ids = ids

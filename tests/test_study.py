@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import recall_score
 
 from lascl import train
+from lascl.console import in_words
 from lascl.evaluation.compare import compare_runs
 from lascl.studies.figures import geometry
 from lascl.studies.plan import Study, as_options, plan_runs, read_corpora, read_variants, shard_of
-from lascl.studies.run import in_words
 from lascl.studies.tables import compare_seeds, folder_name, study_table, summarise_study
 from lascl.study import main
 

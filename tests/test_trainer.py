@@ -363,6 +363,32 @@ def test_each_term_is_logged_as_its_mean_since_the_last_log(build, tmp_path, set
     assert trainer.terms[0][first] != pytest.approx(entries[0][first], rel=1e-4)
 
 
+class WithATermOfItsOwn(LaSCLTrainer):
+    """Adds (the mean of the embeddings' first numbers) + 2."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        own = outputs.audio_embeds[:, 0].mean() + 2
+        getattr(self, "log_term", lambda name, term: None)("own", own)
+        return (loss + own, outputs) if return_outputs else loss + own
+
+
+def test_a_term_of_ones_own_is_trained_on_and_logged_by_itself_and_in_the_loss(build, tmp_path):
+    logs, trained = {}, {}
+    for kind in (LaSCLTrainer, WithATermOfItsOwn):
+        model, collate = build()
+        given = arguments(tmp_path / kind.__name__, max_steps=1, gradient_accumulation_steps=2, warmup_steps=0)
+        trainer = kind(model, given, train_dataset=Clips(), data_collator=collate)
+        trainer.train()
+        (logs[kind],), trained[kind] = logged(trainer), weights(model.lascl.audio_projection)
+    plain, own = logs[LaSCLTrainer], logs[WithATermOfItsOwn]
+    assert 1 < own.get("own", 0) < 3
+    assert own["loss"] - plain["loss"] == pytest.approx(own["own"], rel=1e-5)
+    assert plain["contrastive"] == own["contrastive"]
+    without, with_it = trained[LaSCLTrainer], trained[WithATermOfItsOwn]
+    assert any(not torch.equal(without[name], with_it[name]) for name in without)
+
+
 def test_a_second_training_is_logged_as_if_it_were_the_first(build, tmp_path):
     """Also where the first was stopped between two logs: nothing of it is in the second's means."""
     model, collate = build()

@@ -295,3 +295,15 @@ def test_each_field_of_a_checkpoint_that_makes_a_view_is_in_its_name_and_no_othe
         telling |= {field} if names() != before else set()
         setattr(extractor, field, old)
     assert telling == {"audio_config", "audio_layers", "audio_pooling", "audio_window", "chunk_length", "padding_value"}
+
+
+def test_an_encoding_is_announced_with_its_views_time_and_disk(recipe, tmp_path, capsys):
+    """Of 70 utterances a clean view and, in two epochs, an augmented one; a batch of one is a batch of the count."""
+    frozen = [*recipe, "--freeze_audio_encoder", "true", "--augmentation", "gain", "--augmentation_period", "2"]
+    frozen += ["--per_device_eval_batch_size", "1", "--views_dir", str(tmp_path / "views")]
+    run(train.main, *frozen, "--output_dir", tmp_path / "run")
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "views of" in line] or [""]
+    assert "Encoding 210 views of 70 utterances (clean, augmented in 2 epochs): about " in told
+    assert f"kept in {tmp_path / 'views'}" in told and "it goes on where it was" in told
+    run(train.main, *frozen, "--output_dir", tmp_path / "again")
+    assert "views of" not in capsys.readouterr().out

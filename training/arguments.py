@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import ParallelMode
+from transformers.utils import is_in_notebook
 
 from lascl.training.stock_fields import OWN_GROUPS, REFUSED, refuse
+
+
+PROBED_STEPS = 10**6  # of a training that is never done, to see whether its schedule can be built
 
 
 @dataclass
@@ -25,9 +30,9 @@ class LaSCLTrainingArguments(TrainingArguments):
     audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps),
     `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch),
     `save_total_limit` (2), `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where
-    they stopped), `dataloader_pin_memory` (where there is a GPU), `ddp_find_unused_parameters` (true, also with
-    gradient checkpointing) and `remove_unused_columns` (must stay false: batches are made from columns that no
-    model takes).
+    they stopped), `disable_tqdm` (bars on a terminal or in a notebook alone), `dataloader_pin_memory` (where there is a
+    GPU), `ddp_find_unused_parameters` (true, also with gradient checkpointing) and `remove_unused_columns` (must stay
+    false: batches are made from columns that no model takes).
 
     A field of stock's that nothing here would act by is refused by name (`lascl.training.stock_fields`). What would
     choose a checkpoint, stop or lower a rate by a score of the evaluation (`load_best_model_at_end`,
@@ -38,12 +43,12 @@ class LaSCLTrainingArguments(TrainingArguments):
     utterance once an epoch, unless `utterances_per_class` balances the classes of every batch, or the data set is of
     several corpora, which `corpus_exponent` weighs.
 
-    `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation does
-    not widen the contrastive batch: each micro-batch is compared with itself alone. Where a process has not enough
-    memory for its share of the batch, `contrastive_chunk_size` is so many utterances (with all their views) that it
-    embeds at once, or `contrastive_chunk_s` so many seconds of audio (with their padding, and of Whisper with its whole
-    window): the loss and its gradients stay those of the whole batch (`lascl.training.gradient_cache`), for one more
-    forward pass.
+    `per_device_train_batch_size` is derived: `global_batch_size` / (processes x accumulation steps). Accumulation cuts
+    the contrastive batch into so many parts: an utterance is contrasted with those of its own part only. Where a
+    process has not enough memory for its share of the batch, `contrastive_chunk_size` is so many utterances (with all
+    their views) that it embeds at once, or `contrastive_chunk_s` so many seconds of audio (with their padding, and of
+    Whisper with its whole window): the loss and its gradients stay those of the whole batch
+    (`lascl.training.gradient_cache`), for one more forward pass.
 
     Paper unclear: warm-up length and weight decay are not given; we take 10 % of the steps and AdamW's usual 0.01.
 
@@ -52,7 +57,8 @@ class LaSCLTrainingArguments(TrainingArguments):
             one, a chunk below 1, of both kinds or under DeepSpeed, FSDP or ZeRO-3, an augmentation period below 1, a
             field of `REFUSED` in `lascl.training.stock_fields`, a choice by anything but the validation, an optimiser
             with parameter groups of its own (GaLore, APOLLO, LOMO), several GPUs in one process, or several processes
-            that do not know of each other (torchrun on a CPU without `use_cpu`).
+            that do not know of each other (torchrun on a CPU without `use_cpu`), or an optimiser, a schedule or a
+            loader of batches that does not take its settings.
         ImportError: an optimiser whose package is not installed.
     """
 
@@ -112,6 +118,8 @@ class LaSCLTrainingArguments(TrainingArguments):
     def __post_init__(self):
         refuse_sharded_weights(self.fsdp, self.fsdp_config, self.deepspeed)
         refuse(vars(self), REFUSED)
+        if self.disable_tqdm is None and not (sys.stderr.isatty() or is_in_notebook()):
+            self.disable_tqdm = True  # in a file bars are thousands of lines
         given = self.per_device_train_batch_size
         if given is None:  # stock reads it before it is known how many processes there are
             launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -148,6 +156,7 @@ class LaSCLTrainingArguments(TrainingArguments):
         if not 0 <= self.corpus_exponent <= 1:
             raise ValueError(f"corpus_exponent must lie between 0 and 1; found {self.corpus_exponent}.")
         self._check_choice()
+        self._check_numbers()
         self._check_optimiser()
 
     @property
@@ -178,6 +187,31 @@ class LaSCLTrainingArguments(TrainingArguments):
                     "gradient_checkpointing there."
                 )
 
+    def _check_numbers(self):
+        """What numpy, torch and accelerate would find only after minutes of encoding, or never."""
+        for name in ("learning_rate", "encoder_learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0; found {getattr(self, name):g}.")
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU; on a CPU leave it out, or take bf16.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be above 0; found {self.num_train_epochs:g}.")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise ValueError(f"{name} must be at least 0 and below 2**32; found {value}.")
+        loader = {
+            "batch_size": self.per_device_eval_batch_size,
+            "num_workers": self.dataloader_num_workers,
+            "persistent_workers": self.dataloader_persistent_workers,
+            "prefetch_factor": self.dataloader_prefetch_factor,
+        }
+        try:
+            torch.utils.data.DataLoader([0], **loader)
+        except ValueError as error:
+            given = ", ".join(f"{name} {value}" for name, value in loader.items() if value is not None)
+            raise ValueError(f"No batches can be loaded with {given}: {error}") from None
+
     def _check_choice(self):
         metric = (self.metric_for_best_model or "none").removeprefix("eval_")
         if self.chooses and not metric.startswith("validation_"):
@@ -195,7 +229,29 @@ class LaSCLTrainingArguments(TrainingArguments):
                 f"optim {optimiser} groups the parameters itself, which loses encoder_learning_rate; set another, "
                 "such as adamw_torch_fused, or lora_rank for less memory."
             )
-        Trainer.get_optimizer_cls_and_kwargs(self)  # raises where its package is not installed
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(self)  # raises where its package is not installed
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            return
+        one = torch.nn.Parameter(torch.zeros(1))
+        try:
+            optimizer = kind([one], **settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optim {optimiser} does not take these settings: {error}.") from None
+        except Exception:  # of the machine rather than of what was typed
+            return
+        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        try:
+            get_scheduler(
+                self.lr_scheduler_type,
+                optimizer,
+                num_warmup_steps=self.get_warmup_steps(PROBED_STEPS),
+                num_training_steps=PROBED_STEPS,
+                scheduler_specific_kwargs=self.lr_scheduler_kwargs,
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"lr_scheduler_type {schedule} does not take lr_scheduler_kwargs {self.lr_scheduler_kwargs}: {error}."
+            ) from None
 
 
 def refuse_sharded_weights(fsdp, fsdp_config, deepspeed):

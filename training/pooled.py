@@ -28,6 +28,7 @@ from lascl.data.augmentation import build_augmentation
 from lascl.data.checked_audio import content_hashes
 from lascl.data.dataset import class_indices
 from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel, pooled_statistics
+from lascl.training.announced import announcement_of
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.digests import digest_of
 from lascl.training.views import Block, JoinedBlock, ViewStore
@@ -333,6 +334,10 @@ def embed_views(
     shares = [_by_length(part)[state.process_index :: state.num_processes] for _, part, _ in todo]
     is_shown = todo and state.is_main_process and not args.disable_tqdm
     model.eval()
+    if todo and state.is_main_process:
+        with _not_standardised(model.config):
+            places = [(part, place) for _, part, place in todo]
+            print(announcement_of(model, places, collator, args, store), flush=True)
     with (
         _not_standardised(model.config),
         tqdm(total=sum(map(len, shares)), desc="Encoding all views", unit="view", disable=not is_shown) as progress,

@@ -77,7 +77,7 @@ def predict_fold(
     words, label_embeds = model.config.labels, model.get_label_embeddings().detach()
     head_words, corpora = {"label": words, "classifier": classified}, corpus_of_rows(corpus)
     predicted, embeds = [], []
-    for batch in tqdm(loader, desc=f"Fold {fold.number}: predicting", disable=not state.is_main_process):
+    for batch in tqdm(loader, desc=f"Fold {fold.number}: predicting", disable=None if state.is_main_process else True):
         references = batch.pop("labels").tolist()
         batch.pop("label_mask", None)
         with torch.inference_mode():

@@ -15,8 +15,8 @@ from lascl.data.words import corpus_names, corpus_of_rows
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.fold import everything_of, training_data
 from lascl.training.protocol import describe, write_protocol
-from lascl.training.recipe import Recipe
-from lascl.training.run_directory import open_run, write_csv
+from lascl.training.recipe import FULL_DATA, Recipe
+from lascl.training.run_directory import forget_run, open_run, write_csv
 from lascl.training.start import Weights, ready_weights
 
 
@@ -66,6 +66,13 @@ def check_batches_of_folds(recipe: Recipe, corpus, folds: list[Fold], args: LaSC
         )
 
 
+def parts_to_train(recipe: Recipe, run_dir: Path, folds: list[Fold]) -> list[str]:
+    """The folders of the run that this recipe has still to train."""
+    names = [f"fold-{number}" for number in recipe.fold_numbers(folds)]
+    left = [name for name in names if not (run_dir / name / "metrics.json").is_file()]
+    return [*left, *([FULL_DATA] if recipe.trains_on_everything else [])]
+
+
 def begin_run(run_dir: Path, recipe: Recipe, corpus, folds: list[Fold], skipped: list[dict[str, str]]) -> Weights:
     """Makes the run directory or goes on in it, writes there what is tested and what is left out (`protocol.json`,
     `skipped.csv`), and readies the weights. On several processes, the main one first.
@@ -73,9 +80,15 @@ def begin_run(run_dir: Path, recipe: Recipe, corpus, folds: list[Fold], skipped:
     Raises:
         ValueError: as `open_run` and `ready_weights` do.
     """
+    is_new = False
     if PartialState().is_main_process:
-        open_run(run_dir, recipe, corpus)
+        is_new = open_run(run_dir, recipe, corpus)
         write_protocol(run_dir, describe(recipe, corpus, folds, num_skipped=len(skipped)))
         if skipped:
             write_csv(run_dir / "skipped.csv", skipped)
-    return ready_weights(recipe, run_dir, corpus, folds)
+    try:
+        return ready_weights(recipe, run_dir, corpus, folds)
+    except BaseException:  # an interrupted download too: nothing is computed yet
+        if is_new:
+            forget_run(run_dir)
+        raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from lascl.configuration_lascl import LaSCLConfig, standardising
 from lascl.data.corpora import check_entries
 from lascl.data.folds import Fold
 from lascl.training.arguments import LaSCLTrainingArguments
+from lascl.training.options import unknown_field
 from lascl.training.stock_fields import NOT_IN_RECIPES, REFUSED, refuse
 from lascl.training.trackers import check_trackers
 
@@ -271,6 +272,16 @@ class Recipe(Publishing):
                 setattr(self, name, yaml.safe_load(value))  # JSON on the command line is YAML too
         if isinstance(self.labels, str):
             self.labels = [label.strip() for label in self.labels.split(",")]
+        if self.corpus is not None and "," in self.corpus:
+            raise ValueError(
+                f"corpus is one corpus; found {self.corpus!r}. Several are trained on together by --corpora "
+                f"{self.corpus} --data_dir ROOT, which has a folder of each."
+            )
+        if self.protocol == "none":
+            raise ValueError(
+                "protocol says who is tested together, and none tests nobody: for a model of all utterances without "
+                "any test, give --final_model true --folds none."
+            )
         self._read_corpora()
         if self.on_bad_audio not in ("error", "skip"):
             raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
@@ -298,6 +309,8 @@ class Recipe(Publishing):
             raise ValueError("selection best_validation needs validation: session, speaker, manifest or corpus.")
         if self.folds == "none" and not self.trains_on_everything:
             raise ValueError("folds none trains nothing; for a model of everything, add final_model: true.")
+        if not self.max_duration_s > 0:
+            raise ValueError(f"max_duration_s must be above 0; found {self.max_duration_s:g}.")
         if not self.views_gb >= 0:
             raise ValueError(f"views_gb must be at least 0; found {self.views_gb}.")
         if self.lora_rank < 0:
@@ -465,7 +478,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     )
     parser.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, help="a YAML file, or a shipped recipe's name")
     if {"-h", "--help"} & set(argv):
-        parser.print_help()
+        print_help()
         sys.exit()
     parser.set_defaults(**dict.fromkeys(field_types()))  # so that what was typed is told apart: nothing typed is None
     try:
@@ -473,7 +486,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     except Exception as error:  # argparse.ArgumentError, and what HfArgumentParser's types raise
         raise ValueError(f"{error}.") from None
     if unknown:
-        raise ValueError(_unknown_field(unknown[0].lstrip("-").split("=")[0].replace("-", "_")))
+        raise ValueError(unknown_field(unknown[0].lstrip("-").split("=")[0].replace("-", "_")))
     typed = {name: value for name, value in vars(namespace).items() if value is not None}
     path = find_recipe(typed.pop("recipe"))
     fields = {**_without_other_corpora(_read_recipe(path), typed), **typed}
@@ -489,6 +502,40 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     recipe = Recipe(**{name: value for name, value in fields.items() if name in own})
     recipe.training = training
     return recipe, output_dir
+
+
+def print_help():
+    """Prints every field that a recipe may set: LaSCL's own first, then what of transformers' is used here."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="train.py [RECIPE] [--field value ...]",
+        description="Trains, cross-validates and scores LaSCL. RECIPE is a YAML file of fields, or one that is "
+        f"shipped: {', '.join(shipped_recipes())} (default: {DEFAULT_RECIPE}). A field that is typed wins over it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    own = [field for field in dataclasses.fields(Recipe) if field.init]
+    training = [field for field in dataclasses.fields(LaSCLTrainingArguments) if field.init]
+    ours = LaSCLTrainingArguments.__annotations__
+    refused = {*REFUSED, *NOT_IN_RECIPES, *(field.name for field in own), "per_device_train_batch_size"}
+    groups = {
+        "What is trained on what": [field for field in own if field.name not in HUB],
+        "How it is trained": [field for field in training if field.name in ours],
+        "Where it is published": [field for field in own if field.name in HUB],
+        "Of transformers' TrainingArguments": [field for field in training if field.name not in ours],
+    }
+    types = field_types()
+    for title, fields in groups.items():
+        group = parser.add_argument_group(title)
+        for field in fields:
+            if field in own or field.name not in refused:
+                made = field.default_factory is not dataclasses.MISSING
+                default = argparse.SUPPRESS if made else field.default
+                kinds = {types[field.name], *get_args(types[field.name])}
+                metavar = "true|false" if bool in kinds else "N" if kinds & {int, float} else "VALUE"
+                words = field.metadata.get("help") or ("" if made else "(default: %(default)s)")
+                group.add_argument(f"--{field.name}", metavar=metavar, default=default, help=words)
+    parser.print_help()
 
 
 def field_types() -> dict[str, object]:
@@ -517,8 +564,12 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), RECIPES / f"{name}.yaml"):
         if path.is_file():
             return path
-    shipped = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(shipped)}.")
+    raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(shipped_recipes())}.")
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def _read_recipe(path: Path) -> dict:
@@ -533,7 +584,7 @@ def _read_recipe(path: Path) -> dict:
     types = field_types()
     for name, value in fields.items():
         if name not in types:
-            raise ValueError(f"{path}: {_unknown_field(name)}")
+            raise ValueError(f"{path}: {unknown_field(name)}")
         allowed = {types[name], *get_args(types[name])}
         if isinstance(value, str) and str not in allowed and allowed & {int, float}:
             try:
@@ -578,11 +629,6 @@ def recorded_recipe(run_dir: str | Path) -> dict | None:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def has_begun(run_dir: Path) -> bool:
-    """Whether something was trained in a run directory, if only in part."""
-    return any(run_dir.glob("fold-*")) or (run_dir / FULL_DATA).is_dir()
-
-
 def _fields_of_old_runs(path: Path, output_dir: Path, init_from: str | None) -> dict:
     """Fields that older runs decide, unless they are given: those that the run which is continued does not know yet, or
     the run whose `recipe.yaml` is trained again, and the folds of the run that training starts from."""
@@ -591,15 +637,10 @@ def _fields_of_old_runs(path: Path, output_dir: Path, init_from: str | None) -> 
     if start is not None:
         fields["split_seed"] = with_absent(start)["split_seed"]
     again = path.parent if path.name == "recipe.yaml" and path.with_name("environment.json").is_file() else None
-    for run_dir in (again, output_dir if has_begun(output_dir) else None):
+    for run_dir in (again, output_dir):
         old = recorded_recipe(run_dir) if run_dir else None
         if old is not None:
             fields |= {name: value for name, value in with_absent(old).items() if name not in old}
             if old.get("init_from") and "split_seed" not in old:  # then not inherited yet
                 fields["label_template"] = old["label_template"]
     return fields
-
-
-def _unknown_field(name: str) -> str:
-    near = difflib.get_close_matches(name, field_types(), n=1)
-    return f"There is no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"

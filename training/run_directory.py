@@ -11,6 +11,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -18,32 +20,53 @@ import datasets
 import numpy as np
 import torch
 import yaml
+from accelerate import PartialState
 
-from lascl.training.recipe import NOT_IDENTITY, Recipe, has_begun, recorded_recipe, with_absent, without_places
+from lascl.console import held
+from lascl.training.recipe import NOT_IDENTITY, Recipe, recorded_recipe, with_absent, without_places
 
 
-def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> Path:
-    """Makes the run directory, or continues in one whose recipe is the same. One in which nothing was trained yet is
-    started anew.
+@contextmanager
+def claimed(run_dir: str | Path, parts: Iterable[str]) -> Iterator[None]:
+    """Makes the run directory and holds parts of it, such as `fold-1`, for the processes of one command: two commands
+    may share a run, but no fold. A kill leaves nothing that would have to be removed.
+
+    Raises:
+        ValueError: another command trains one of them, or the directory cannot be written.
+    """
+    run_dir = Path(run_dir)
+    with ExitStack() as stack:
+        if PartialState().is_main_process:
+            _make(run_dir)
+            for part in parts:
+                busy = (
+                    f"Another command is training {part} in {run_dir} at this moment. Wait until it has ended, or "
+                    "choose other folds or another output_dir."
+                )
+                stack.enter_context(held(run_dir / f".{part}.lock", busy))
+        yield
+
+
+def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> bool:
+    """Begins a run in its directory, or goes on in one whose recipe is the same; from its first second a run is itself,
+    whatever of it is done.
 
     A field that the run's recipe lacks, because older code wrote it, has the value by which that code acted
     (`lascl.training.recipe.WHEN_ABSENT`).
 
     Writes `recipe.yaml` and `environment.json`.
 
+    Returns:
+        Whether the run is new.
+
     Raises:
         ValueError: the directory holds a run of another recipe (the fields that differ are named) or of the same
             corpus with other utterances, labels or speakers, or cannot be written.
     """
     run_dir, wanted = Path(run_dir), recipe.to_dict()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir {run_dir} cannot be written ({error.strerror}). Choose another.") from None
-    if not os.access(run_dir, os.W_OK):
-        raise ValueError(f"output_dir {run_dir} cannot be written (no permission). Choose another.")
+    _make(run_dir)
     path = run_dir / "recipe.yaml"
-    if path.is_file() and has_begun(run_dir):
+    if is_continued := path.is_file():
         found = without_places(with_absent(recorded_recipe(run_dir)))
         # Through YAML, so that 1 and 1.0, lists and tuples compare as they were written.
         wanted_again = without_places(yaml.safe_load(yaml.safe_dump(wanted)))
@@ -69,7 +92,22 @@ def open_run(run_dir: str | Path, recipe: Recipe, corpus: datasets.Dataset) -> P
         begun = {**environment(), "corpus_fingerprint": corpus_fingerprint(corpus)}
         write_json(run_dir / "environment.json", begun)
         write_text(path, yaml.safe_dump(wanted, sort_keys=True, allow_unicode=True))
-    return run_dir
+    return not is_continued
+
+
+def forget_run(run_dir: Path):
+    """Takes back what `open_run` and its callers noted of a run that could not begin: another recipe may be tried."""
+    for name in ("recipe.yaml", "environment.json", "protocol.json", "skipped.csv"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def _make(run_dir: Path):
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {run_dir} cannot be written ({error.strerror}). Choose another.") from None
+    if not os.access(run_dir, os.W_OK):
+        raise ValueError(f"output_dir {run_dir} cannot be written (no permission). Choose another.")
 
 
 def corpus_fingerprint(corpus: datasets.Dataset) -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from transformers import TrainingArguments
-
 
 # Stock's Trainer or LaSCL acts by these, in `LaSCLTrainer` and in `train.py`.
 USED = {
@@ -121,4 +119,6 @@ def known_fields() -> set[str]:
 
 def unknown_fields() -> list[str]:
     """Fields of the installed transformers that have none."""
+    from transformers import TrainingArguments
+
     return sorted({field.name for field in dataclasses.fields(TrainingArguments)} - known_fields())

@@ -57,6 +57,12 @@ class LaSCLTrainer(Trainer):
     those of the arguments). Its `corpora`, if they are several, share batches by `corpus_exponent`.
     `contrastive_chunk_s` goes by the sampling rate of `processing_class`, without one 16 kHz.
 
+    A loss term of one's own is an overridden `compute_loss` that calls this one with `return_outputs=True`. Of a
+    training batch, whose (V x B_w, ...) rows are those of this process alone, all clean views first, the outputs have
+    `audio_embeds` (V x B_w, D) and `label_embeds` (K, D), both of unit length, `class_logits` (V x B_w, K), and, unless
+    the batch is computed in chunks, `logits` (V x B_w, K) and `pooled_audio` (V x B_w, d_a). `log_term` adds it to the
+    log.
+
     Once other words than the classifier's were set, `evaluate()` and `predict()` score the label head alone; their loss
     is then eq. 9 without its cross entropy.
 
@@ -126,8 +132,8 @@ class LaSCLTrainer(Trainer):
         hears = extractor is None or name == "none" or self.train_dataset.num_views == 1 or is_heard(name, extractor)
         if not hears and self.is_world_process_zero():
             logger.warning(
-                f"The augmentation {name} changes nothing that this model hears, since its {type(extractor).__name__} "
-                "takes it back: choose another augmentation, or none, which is cheaper."
+                f"The augmentation {getattr(name, '__name__', name)} changes nothing that this model hears, since its "
+                f"{type(extractor).__name__} takes it back: choose another augmentation, or none, which is cheaper."
             )
 
     def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
@@ -184,6 +190,12 @@ class LaSCLTrainer(Trainer):
         if model.training:
             self._running_means.add({"loss": loss, **terms}, padding, size)
         return (loss, outputs) if return_outputs else loss
+
+    def log_term(self, name: str, term: torch.Tensor):
+        """Adds a term of one's own (0-dim, as it is added to the loss) to the log: its mean, under its name, and in the
+        `loss`. To be called where it is computed, in an overridden `compute_loss`; in evaluation it does nothing."""
+        if self.model.training:
+            self._running_means.add_term(name, term)
 
     def _limit_of_chunks(self, inputs: Mapping, num_rows: int) -> dict[str, int]:
         """What `cached_forward` takes for the chunks that the arguments ask for; empty for a batch that is one."""
@@ -524,6 +536,11 @@ class RunningMeans(TrainerCallback, ExportableState):
             self.sums[name] = self.sums.get(name, 0.0) + term.detach().float()
         self.num_added += 1
         self.padding, self.size = self.padding + padding, self.size + size
+
+    def add_term(self, name: str, term: torch.Tensor):
+        """A further term of the batch that was added last."""
+        for summed in (name, "loss"):
+            self.sums[summed] = self.sums.get(summed, 0.0) + term.detach().float()
 
     def since_last_log(self) -> dict[str, float]:
         """The means; counting starts anew."""

@@ -136,6 +136,10 @@ class ViewStore:
         self._delete(key)
         return None
 
+    def has(self, key: str) -> bool:
+        """Whether a block of this name is there, as `find` would find it, but for damage."""
+        return (self.folder / f"{key}.json").is_file()
+
     def making(self, key: str) -> FileLock:
         """Held while a block is made: another process that wants it waits, and finds it."""
         return FileLock(self.folder / f"{key}.lock")

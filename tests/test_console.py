@@ -1,0 +1,101 @@
+"""What a user of the commands sees first: options, mistakes in them, and logs."""
+
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from lascl import train
+from lascl.training.recipe import field_types, parse_recipe
+
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE = """
+import contextlib, runpy, sys
+sys.argv[1:] = {}
+code = 0
+try:
+    {}
+except SystemExit as exit:
+    code = exit.code
+heavy = ("torch", "transformers", "pandas", "datasets", "pyarrow", "sklearn", "scipy", "accelerate")
+print(code, *[name for name in heavy if name in sys.modules])
+"""
+AS_A_MODULE = "runpy.run_module('lascl.{}', run_name='__main__')"
+AS_A_COMMAND = "from {0} import {1} as main; main()"
+
+
+def command_of(name: str) -> str:
+    """What `setup.cfg` installs under a name, as code."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options.entry_points"]["console_scripts"].split("\n")
+    (target,) = [line.split("=")[1].strip() for line in lines if line.startswith(f"{name} =")]
+    return AS_A_COMMAND.format(*target.split(":"))
+
+
+@pytest.mark.parametrize(
+    "code, argv, said",
+    [
+        (AS_A_MODULE.format("train"), ["small-corpus", "--learning_rte", "1"], "did you mean 'learning_rate'?"),
+        (command_of("lascl-train"), ["--num-veiws=3"], "did you mean 'num_views'?"),
+        (command_of("lascl-study"), ["emodb", "--dry_runn"], "did you mean 'dry_run'?"),
+    ],
+    ids=["train.py", "lascl-train", "lascl-study"],
+)
+def test_a_wrong_option_is_told_before_anything_heavy_is_imported(code, argv, said, tmp_path):
+    code = MODULE.format(argv, code)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["2"], done.stdout + done.stderr
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_options_that_are_known_without_importing_are_those_that_there_are():
+    from lascl.study import study_options
+    from lascl.training.options import OF_A_STUDY, option_names
+    from lascl.training.stock_fields import known_fields
+
+    assert set(field_types()) <= option_names() <= set(field_types()) | known_fields()
+    own = {action.dest for action in study_options()._actions} - {"help"}
+    assert own == {*OF_A_STUDY, "output_dir"}
+
+
+def test_help_shows_what_is_lascl_s_own_first_and_nothing_that_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(["--help"])
+    printed = capsys.readouterr().out
+    positions = [printed.find(f"--{name} ") for name in ("corpus", "num_views", "encoder_learning_rate", "adam_beta1")]
+    assert -1 < positions[0] < min(positions[1:3]) <= max(positions[1:3]) < positions[3]
+    assert len(printed.partition("--corpus ")[0].splitlines()) < 12
+    assert "--neftune_noise_alpha" not in printed and "--metric_for_best_model" not in printed
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--corpus", "ravdess,emovo"], "--corpora ravdess,emovo --data_dir ROOT"),
+        (["--protocol", "none"], "--final_model true --folds none"),
+    ],
+)
+def test_a_guess_leads_to_what_was_meant(options, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.main(options)
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
+
+
+def test_a_log_in_a_file_has_no_bars_and_no_blank_lines(
+    emodb_like, audio_encoders, text_encoder, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
+    command = [
+        *("emodb", "--data_dir", str(emodb_like), "--allow_partial", "true", "--folds", "1", "--augmentation", "none"),
+        *("--audio_encoder", audio_encoders["wav2vec2-layer"], "--text_encoder", text_encoder),
+        *("--freeze_audio_encoder", "true", "--num_train_epochs", "2", "--global_batch_size", "35"),
+    ]
+    train.main([*command, "--output_dir", str(tmp_path / "run")])
+    for written in capfd.readouterr():
+        assert "\r" not in written and "it/s" not in written
+        assert [line for line in written.splitlines() if not line.strip()] == []
