@@ -6,9 +6,10 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import torch
 
-from lascl import train
-from lascl.training.recipe import field_types, parse_recipe
+from lascl import LaSCLForAudioClassification, train
+from lascl.training.recipe import parse_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,7 @@ def test_a_wrong_option_is_told_before_anything_heavy_is_imported(code, argv, sa
 def test_the_options_that_are_known_without_importing_are_those_that_there_are():
     from lascl.study import study_options
     from lascl.training.options import OF_A_STUDY, option_names
+    from lascl.training.recipe import field_types
     from lascl.training.stock_fields import known_fields
 
     assert set(field_types()) <= option_names() <= set(field_types()) | known_fields()
@@ -70,6 +72,14 @@ def test_help_shows_what_is_lascl_s_own_first_and_nothing_that_is_refused(capsys
     assert -1 < positions[0] < min(positions[1:3]) <= max(positions[1:3]) < positions[3]
     assert len(printed.partition("--corpus ")[0].splitlines()) < 16
     assert "--neftune_noise_alpha" not in printed and "--metric_for_best_model" not in printed
+
+
+def test_features_of_another_window_are_refused_with_the_way_out(audio_encoders, text_encoder):
+    """As of whoever builds a Whisper model with `window_s`, and loads its feature extractor without."""
+    model = LaSCLForAudioClassification.from_encoders(audio_encoders["whisper"], text_encoder, ["a", "b"], window_s=1)
+    with pytest.raises(ValueError, match=r"exactly 100 mel frames \(1 s\); found 3000") as refused:
+        model(input_features=torch.zeros(1, 16, 3000))
+    assert "chunk_length=1)" in str(refused.value) and "window_s=30 in from_encoders" in str(refused.value)
 
 
 @pytest.mark.parametrize(
