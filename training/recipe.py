@@ -272,16 +272,7 @@ class Recipe(Publishing):
                 setattr(self, name, yaml.safe_load(value))  # JSON on the command line is YAML too
         if isinstance(self.labels, str):
             self.labels = [label.strip() for label in self.labels.split(",")]
-        if self.corpus is not None and "," in self.corpus:
-            raise ValueError(
-                f"corpus is one corpus; found {self.corpus!r}. Several are trained on together by --corpora "
-                f"{self.corpus} --data_dir ROOT, which has a folder of each."
-            )
-        if self.protocol == "none":
-            raise ValueError(
-                "protocol says who is tested together, and none tests nobody: for a model of all utterances without "
-                "any test, give --final_model true --folds none."
-            )
+        self._say_what_was_meant()
         self._read_corpora()
         if self.on_bad_audio not in ("error", "skip"):
             raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
@@ -327,6 +318,19 @@ class Recipe(Publishing):
             raise ValueError("hub_main best_validation needs validation: session, speaker, manifest or corpus.")
         # Refuse impossible combinations now rather than after the corpus was read.
         LaSCLConfig(**self.model_config())
+
+    def _say_what_was_meant(self):
+        """Refuses what people try, with what there is for it."""
+        if self.corpus is not None and "," in self.corpus:
+            raise ValueError(
+                f"corpus is one corpus; found {self.corpus!r}. Several are trained on together by --corpora "
+                f"{self.corpus} --data_dir ROOT, which has a folder of each."
+            )
+        if self.protocol == "none":
+            raise ValueError(
+                "protocol says who is tested together, and none tests nobody: for a model of all utterances without "
+                "any test, give --final_model true --folds none."
+            )
 
     def _read_corpora(self):
         """`corpora` as entries by name, each with its folder; of one entry, the fields of one corpus instead: one
