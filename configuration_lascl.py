@@ -15,6 +15,13 @@ from transformers import AutoConfig, PretrainedConfig
 
 
 OLDEST_TRANSFORMERS = "4.57"
+# A checkpoint must load through all three Auto classes, whichever class saved it; stock saving writes the entry of the
+# saved class alone.
+AUTO_MAP = {
+    "AutoConfig": "configuration_lascl.LaSCLConfig",
+    "AutoModel": "modeling_lascl.LaSCLModel",
+    "AutoModelForAudioClassification": "modeling_lascl.LaSCLForAudioClassification",
+}
 REDUCTIONS = ("mean", "bracket", "sum")  # what becomes of eq. 4's sum over anchors, see `joint_loss`
 # By whose statistics pooled audio is standardised; and what older code said of the first two, as it may be typed.
 STANDARDISINGS = ("none", "training", "corpus", "speaker")
@@ -99,6 +106,8 @@ class LaSCLConfig(PretrainedConfig):
             `"speaker"`: while it was trained and tested, those of the utterance's corpus or speaker (see
             `lascl.training.pooled`); the checkpoint itself knows those of all training utterances, which recordings of
             unknown origin get. Checkpoints of older code say `true` for `"training"` and `false` for `"none"`.
+        pooled_dropout (`float`, *optional*, defaults to 0.0):
+            Share of the pooled audio, standardised, that each of the two heads goes without in training, in [0, 1).
         text_pooling (`str`, *optional*, defaults to `"mean"`):
             How tokens become one vector: `"mean"` over the attention mask, or `"first"` (the token BERT calls CLS).
         freeze_feature_encoder (`bool`, *optional*, defaults to `True`):
@@ -136,7 +145,7 @@ class LaSCLConfig(PretrainedConfig):
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
     # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
     # needs none of them still loads under the code of the first ones.
-    _later_fields = ("contrastive_reduction", "audio_window")
+    _later_fields = ("contrastive_reduction", "audio_window", "pooled_dropout")
 
     def __init__(
         self,
@@ -151,6 +160,7 @@ class LaSCLConfig(PretrainedConfig):
         audio_pooling: str = "mean",
         audio_window: str = "fixed",
         standardise_audio: str | bool = "none",
+        pooled_dropout: float = 0.0,
         text_pooling: str = "mean",
         freeze_feature_encoder: bool = True,
         freeze_audio_encoder: bool = False,
@@ -176,6 +186,7 @@ class LaSCLConfig(PretrainedConfig):
         self.audio_pooling = audio_pooling
         self.audio_window = audio_window
         self.standardise_audio = standardise_audio
+        self.pooled_dropout = pooled_dropout
         self.text_pooling = text_pooling
         self.freeze_feature_encoder = freeze_feature_encoder
         self.freeze_audio_encoder = freeze_audio_encoder
@@ -188,14 +199,7 @@ class LaSCLConfig(PretrainedConfig):
         self.classifier_labels = classifier_labels
         if id2label is None and label2id is not None:
             id2label = {index: label for label, index in label2id.items()}
-        # A checkpoint must load through all three Auto classes, whichever class saved it; stock saving writes the
-        # entry of the saved class alone.
-        kwargs["auto_map"] = {
-            "AutoConfig": "configuration_lascl.LaSCLConfig",
-            "AutoModel": "modeling_lascl.LaSCLModel",
-            "AutoModelForAudioClassification": "modeling_lascl.LaSCLForAudioClassification",
-        }
-        super().__init__(id2label=id2label, **kwargs)
+        super().__init__(id2label=id2label, **{**kwargs, "auto_map": dict(AUTO_MAP)})
         self.label2id = {label: index for index, label in self.id2label.items()}
         self.validate_architecture()
 
@@ -289,6 +293,8 @@ class LaSCLConfig(PretrainedConfig):
             raise ValueError(f"label_template must contain {{label}}; found {self.label_template!r}.")
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1; found {self.projection_dim}.")
+        if not 0 <= self.pooled_dropout < 1:
+            raise ValueError(f"pooled_dropout must lie in [0, 1); found {self.pooled_dropout}.")
         if not self.contrastive_temperature > 0:
             raise ValueError(f"contrastive_temperature must be above 0; found {self.contrastive_temperature}.")
         if not 0 <= self.contrastive_weight <= 1:

@@ -4,13 +4,15 @@ One of the three files that travel with every checkpoint. Paper: Hu et al., "Lab
 for Speech Emotion Recognition", Interspeech 2025; equation numbers are the paper's.
 
 Letters: B rows of a batch (utterances x views), T encoder frames, K labels, D width of the joint space, d_a and d_t
-widths of the audio and the text encoder, M embeddings that a contrastive loss compares.
+widths of the audio and the text encoder, M embeddings that a contrastive loss compares. A row's own words are those
+that its corpus annotates, of which its listeners chose one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import os
 import re
 import shutil
@@ -49,32 +51,42 @@ logger = logging.get_logger(__name__)
 
 
 def supervised_contrastive_loss(
-    embeddings: torch.Tensor, labels: torch.Tensor, temperature: float, *, contrastive_reduction: str = "mean"
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    comparable: torch.Tensor | None = None,
+    *,
+    contrastive_reduction: str = "mean",
 ) -> torch.Tensor:
     r"""Supervised contrastive loss over all M embeddings as anchors (eq. 4).
 
-        L_i = -1/|P(i)|  sum_{p in P(i)}  log  exp(sim(z_i, z_p)/tau) / sum_{j != i} exp(sim(z_i, z_j)/tau)
+        L_i = -1/|P(i)|  sum_{p in P(i)}  log  exp(sim(z_i, z_p)/tau) / sum_{j in C(i)} exp(sim(z_i, z_j)/tau)
         L   = sum_i L_i / A   (`mean`, `bracket`)   or   sum_i L_i   (`sum`)
 
-    with sim the cosine, P(i) the other embeddings with the label of i, and A the number of anchors whose P(i) is not
-    empty; the others add nothing. The paper prints the sum; the released code of Khosla et al. (2020,
-    arXiv:2004.11362) takes the mean, whose size does not grow with the batch.
+    with sim the cosine, C(i) the other embeddings that i compares with (all of them, in the paper), P(i) those in C(i)
+    with the label of i, and A the number of anchors whose P(i) is not empty; the others add nothing. The paper prints
+    the sum; the released code of Khosla et al. (2020, arXiv:2004.11362) takes the mean, whose size does not grow with
+    the batch.
 
     Args:
         embeddings: (M, D), any length: they are normalised here. A zero vector has cosine 0 to everything.
         labels: (M,) integers; equal means positive. Their values carry no order.
         temperature: tau, above 0.
+        comparable: (M, M) of bool, row i the C(i) of anchor i; the diagonal does not count. `None`: all compare, and so
+            they do if all are true, to the bit.
         contrastive_reduction: `mean`, `bracket` or `sum`. The first two differ in `joint_loss` alone.
 
     Returns:
         0-dim tensor of at least 0, float32 (float64 for float64 input). With no anchor that has a positive (one
-        sample, or as many classes as samples): 0, in the graph.
+        sample, as many classes as samples, nothing comparable): 0, in the graph. What neither compares with
+        anything nor is compared with has gradient 0.
 
     Raises:
-        ValueError: shapes that do not match, a temperature not above 0, or an unknown reduction.
+        ValueError: shapes that do not match, a mask that is not of bool, a temperature not above 0, or an unknown
+            reduction.
     """
     _check_reduction(contrastive_reduction)
-    total, num_anchors = _sum_over_anchors(embeddings, labels, temperature)
+    total, num_anchors = _sum_over_anchors(embeddings, labels, temperature, comparable)
     return total if contrastive_reduction == "sum" else total / num_anchors
 
 
@@ -85,7 +97,14 @@ def _check_reduction(contrastive_reduction: str):
         )
 
 
-def _sum_over_anchors(embeddings, labels, temperature) -> tuple[torch.Tensor, torch.Tensor]:
+def _check_mask(name: str, mask: torch.Tensor | None, shape: tuple[int, int], letters: str):
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
+        raise ValueError(
+            f"Expected {name} ({letters}) = {shape} of torch.bool; found {tuple(mask.shape)} of {mask.dtype}."
+        )
+
+
+def _sum_over_anchors(embeddings, labels, temperature, comparable=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Both 0-dim: eq. 4 as printed, and A, how many anchors have a positive; at least 1, to divide by."""
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
@@ -93,51 +112,60 @@ def _sum_over_anchors(embeddings, labels, temperature) -> tuple[torch.Tensor, to
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0; found {temperature}.")
+    _check_mask("comparable", comparable, (len(embeddings), len(embeddings)), "M, M")
     with torch.autocast(embeddings.device.type, enabled=False):
         z = unit_length(_full_precision(embeddings))
         similarity = z @ z.T / temperature  # (M, M)
-        is_self = torch.eye(len(z), dtype=torch.bool, device=z.device)
-        is_positive = (labels[:, None] == labels[None, :]) & ~is_self
-        # The lowest finite number, not -inf: the row of a lone sample stays finite in value and in gradient.
-        similarity = similarity.masked_fill(is_self, torch.finfo(z.dtype).min)
+        left_out = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        if comparable is not None:
+            left_out = left_out | ~comparable  # (M, M)
+        is_positive = (labels[:, None] == labels[None, :]) & ~left_out
+        # The lowest finite number, not -inf: a row that compares with nothing stays finite in value and in gradient.
+        similarity = similarity.masked_fill(left_out, torch.finfo(z.dtype).min)
         log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (M, M)
         num_positives = is_positive.sum(dim=1)  # (M,)
         anchor_loss = -log_probability.masked_fill(~is_positive, 0).sum(dim=1) / num_positives.clamp(min=1)
         return anchor_loss.sum(), (num_positives > 0).sum().clamp(min=1)
 
 
-def label_divergence_loss(label_embeddings: torch.Tensor) -> torch.Tensor:
-    r"""Pushes the label embeddings apart (eq. 5 and 6), summed over the K (K - 1) ordered pairs.
+def label_divergence_loss(label_embeddings: torch.Tensor, comparable: torch.Tensor | None = None) -> torch.Tensor:
+    r"""Pushes the label embeddings apart (eq. 5 and 6), summed over the ordered pairs that compare.
 
-        L = - sum_i sum_{j != i} log(1 - p_ij),    p_ij = exp(e_i . e_j) / (1 + sum_{k != i} exp(e_i . e_k))
+        L = - sum_i sum_{j in C(i)} log(1 - p_ij),    p_ij = exp(e_i . e_j) / (1 + sum_{k in C(i)} exp(e_i . e_k))
 
-    computed as log(1 - p_ij) = log(1 + sum_{k != i, j} exp(s_ik)) - log(1 + sum_{k != i} exp(s_ik)), s the dot
-    products, which is finite for any finite s.
+    with C(i) the other labels that i compares with: all of them in the paper, which makes K (K - 1) pairs. Computed as
+    log(1 - p_ij) = log(1 + sum_{k in C(i), k != j} exp(s_ik)) - log(1 + sum_{k in C(i)} exp(s_ik)), s the dot products,
+    which is finite for any finite s.
 
     Paper unclear: whether e is normalised. We take the dot products of what is given; the model gives embeddings of
     unit length, because eq. 10 compares them by cosine and unnormalised ones could lower the loss by shrinking alone.
 
     Args:
         label_embeddings: (K, D).
+        comparable: (K, K) of bool, row i the C(i) of label i; the diagonal does not count. `None`: all compare, and so
+            they do if all are true, to the bit.
 
     Returns:
-        0-dim tensor of at least 0, float32 (float64 for float64 input). K = 1 or 0: 0, in the graph.
+        0-dim tensor of at least 0, float32 (float64 for float64 input). K = 1 or 0, or nothing comparable: 0, in the
+        graph. A label that neither compares with anything nor is compared with has gradient 0.
 
     Raises:
-        ValueError: not a matrix.
+        ValueError: not a matrix, or a mask of another shape or not of bool.
     """
     if label_embeddings.ndim != 2:
         raise ValueError(f"Expected label_embeddings (K, D); found {tuple(label_embeddings.shape)}.")
+    _check_mask("comparable", comparable, (len(label_embeddings), len(label_embeddings)), "K, K")
     with torch.autocast(label_embeddings.device.type, enabled=False):
         e = _full_precision(label_embeddings)
         similarity = e @ e.T  # (K, K)
         num_labels, lowest = len(e), torch.finfo(e.dtype).min
         is_self = torch.eye(num_labels, dtype=torch.bool, device=e.device)
-        others = similarity.masked_fill(is_self, lowest)
-        # (K, K, K): for anchor i and pair partner j, the similarities of i to all k other than i and j.
+        left_out = is_self if comparable is None else is_self | ~comparable  # (K, K)
+        others = similarity.masked_fill(left_out, lowest)
+        # (K, K, K): for anchor i and pair partner j, the similarities of i to all k in C(i) other than j.
         without_partner = others[:, None, :].expand(-1, num_labels, -1).masked_fill(is_self[None], lowest)
         log_one_minus_p = _log_one_plus_sum_exp(without_partner) - _log_one_plus_sum_exp(others)[:, None]  # (K, K)
-        return -log_one_minus_p.masked_fill(is_self, 0).sum()
+        return -log_one_minus_p.masked_fill(left_out, 0).sum()
 
 
 def joint_loss(
@@ -151,6 +179,7 @@ def joint_loss(
     divergence_weight: float,
     label_anchors: bool,
     contrastive_reduction: str = "mean",
+    label_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""The training objective (eq. 9).
 
@@ -171,6 +200,19 @@ def joint_loss(
     are given here: of all processes and chunks, but of one micro-batch alone where gradients are accumulated. A
     micro-batch has a smaller A, so `bracket` then weighs L_Label more, and `sum` the bracket less.
 
+    Rows of several corpora have words of their own, `label_mask` m. A label is the best of the words that were offered:
+    where boredom was not, calm may be bored, and neither is the other's negative. So
+
+        audio i and audio j compare   if m[i, y_j] and m[j, y_i]
+        audio i and label k compare   if m[i, k]
+        label k and label l compare   if some row of the batch annotates both
+        L_CE                          takes its softmax over the words of m[i]
+
+    and eq. 4 and 6 run over what compares: one corpus's "angry" and another's "anger" are not pushed apart, unless some
+    corpus of the batch has both. Label pairs go by the rows of the batch, not by a table of corpora: so the loss is a
+    function of its arguments alone, and a word that no row annotates gets no gradient. They are the rows given here, as
+    for A: those of all processes and chunks, which change nothing.
+
     Args:
         audio_embeds: (B, D), all views of all utterances (of all processes, in distributed training).
         label_embeds: (K, D), once, whatever the number of processes.
@@ -181,6 +223,8 @@ def joint_loss(
         divergence_weight: lambda_2, at least 0.
         label_anchors: whether the label embeddings are anchors, positives and negatives of eq. 4.
         contrastive_reduction: `mean`, `bracket` or `sum`, as above.
+        label_mask: (B, K) of bool, the words that the corpus of each row annotates, its own label among them. `None`:
+            all words; a mask of ones is the same to the bit, but for an empty batch, where no row annotates a pair.
 
     Returns:
         The loss (0-dim) and its terms before lambda_1 and lambda_2 but after the reduction, so that eq. 9 joins them to
@@ -188,8 +232,8 @@ def joint_loss(
         whose weight is 0 is not computed and not in the dict. An empty batch has cross entropy 0, in the graph.
 
     Raises:
-        ValueError: shapes that do not match, an unknown reduction, or (checked on CPU, where it costs no
-            synchronisation) a label outside [0, K).
+        ValueError: shapes that do not match, a mask that is not of bool, an unknown reduction, or (checked on CPU,
+            where it costs no synchronisation) a label outside [0, K) or outside its row of the mask.
     """
     _check_reduction(contrastive_reduction)
     num_rows, num_labels = len(audio_embeds), len(label_embeds)
@@ -204,27 +248,66 @@ def joint_loss(
             f"labels must lie in [0, {num_labels}); found {int(labels.min())} to {int(labels.max())}. Do the model's "
             "id2label and the data agree?"
         )
+    _check_mask("label_mask", label_mask, (num_rows, num_labels), "B, K")
+    if label_mask is not None and labels.device.type == "cpu":
+        check_own_words(labels, label_mask)
     terms = {}
     loss = audio_embeds.new_zeros((), dtype=torch.promote_types(audio_embeds.dtype, torch.float32))
     if contrastive_weight > 0:
         embeddings, classes = audio_embeds, labels
+        comparable, comparable_labels = _what_compares(labels, label_mask, label_anchors)
         if label_anchors:
             # Full precision first: under autocast `cat` would round one to the other's dtype.
             embeddings = torch.cat([_full_precision(audio_embeds), _full_precision(label_embeds)])  # (B + K, D)
             classes = torch.cat([labels, torch.arange(num_labels, device=labels.device, dtype=labels.dtype)])
-        total, num_anchors = _sum_over_anchors(embeddings, classes, contrastive_temperature)
+        total, num_anchors = _sum_over_anchors(embeddings, classes, contrastive_temperature, comparable)
         terms["contrastive"] = total if contrastive_reduction == "sum" else total / num_anchors
         loss = loss + contrastive_weight * terms["contrastive"]
         if divergence_weight > 0:
-            divergence = label_divergence_loss(label_embeds)
+            divergence = label_divergence_loss(label_embeds, comparable_labels)
             terms["divergence"] = divergence / num_anchors if contrastive_reduction == "bracket" else divergence
             loss = loss + contrastive_weight * divergence_weight * terms["divergence"]
     if contrastive_weight < 1 and class_logits is not None:
         with torch.autocast(class_logits.device.type, enabled=False):
-            summed = F.cross_entropy(_full_precision(class_logits), labels.long(), reduction="sum")
+            own = among_own_words(_full_precision(class_logits), label_mask)
+            summed = F.cross_entropy(own, labels.long(), reduction="sum")
         terms["cross_entropy"] = summed / max(num_rows, 1)
         loss = loss + (1 - contrastive_weight) * terms["cross_entropy"]
     return loss, terms
+
+
+def check_own_words(labels: torch.Tensor, label_mask: torch.Tensor):
+    """Raises ValueError unless each of `labels` (B,) is among the words of its row in `label_mask` (B, K). It looks at
+    what they hold, for which a GPU would be waited for."""
+    is_label = labels[:, None] == torch.arange(label_mask.shape[1], device=labels.device)  # (B, K)
+    foreign = ~(is_label & label_mask).any(dim=1)  # (B,)
+    if foreign.any():
+        row = int(foreign.nonzero()[0])
+        own = ", ".join(map(str, label_mask[row].nonzero()[:, 0].tolist())) or "none"
+        raise ValueError(
+            f"A label must be among the words of its row in label_mask; found {int(labels[row])} in row {row}, whose "
+            f"words are {own}. Do labels and masks come from the same corpora?"
+        )
+
+
+def among_own_words(logits: torch.Tensor, label_mask: torch.Tensor | None) -> torch.Tensor:
+    """Logits (B, K) whose softmax and largest are of the words in `label_mask` (B, K) alone: the others are the lowest
+    finite number, and get no gradient. `None`: as they are."""
+    return logits if label_mask is None else logits.masked_fill(~label_mask, torch.finfo(logits.dtype).min)
+
+
+def _what_compares(labels, label_mask, label_anchors) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What compares in eq. 4 (B, B), or (B + K, B + K) with the labels behind the audio, and in eq. 6 (K, K), by the
+    rules of `joint_loss`; `None` where everything does."""
+    if label_mask is None:
+        return None, None
+    was_offered = label_mask[:, labels.long()]  # (B, B): to the listeners of i, the word of j
+    audio = was_offered & was_offered.T
+    words = (label_mask[:, :, None] & label_mask[:, None, :]).any(dim=0)  # (K, K)
+    if not label_anchors:
+        return audio, words
+    rows = torch.cat([audio, label_mask], dim=1)  # (B, B + K)
+    return torch.cat([rows, torch.cat([label_mask.T, words], dim=1)]), words
 
 
 def unit_length(x: torch.Tensor) -> torch.Tensor:
@@ -313,7 +396,8 @@ class LaSCLOutput(ModelOutput):
         class_logits: (B, K) of the classifier on `pooled_audio` (eq. 7).
         audio_embeds: (B, D), unit length.
         label_embeds: (K, D), unit length; not of `LaSCLForAudioClassification` at inference.
-        pooled_audio: (B, d_a), the pooled hidden states H_a (eq. 1), standardised if the configuration says so.
+        pooled_audio: (B, d_a), the pooled hidden states H_a (eq. 1), standardised if the configuration says so, before
+            `pooled_dropout`.
         hidden_states: given `output_hidden_states`: of the audio encoder, its embedding and each layer, (B, T, C) each.
         terms: the unweighted loss terms by name.
     """
@@ -544,7 +628,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
             input_values, input_features, attention_mask, lengths, pooled_audio, wanted
         )
         output = LaSCLOutput(
-            audio_embeds=unit_length(self.audio_projection(pooled)),
+            audio_embeds=unit_length(self.audio_projection(self.drop(pooled))),
             label_embeds=self.get_label_embeddings(),
             pooled_audio=pooled,
             hidden_states=hidden_states,
@@ -623,6 +707,12 @@ class LaSCLModel(LaSCLPreTrainedModel):
             return pooled
         return (pooled - self.pooled_mean.to(pooled.device)) / self.pooled_std.to(pooled.device)
 
+    def drop(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, d_a) pooled audio as a head is to have it: in training with `pooled_dropout`, each time drawn anew. Of 0,
+        and outside training, nothing is drawn."""
+        is_dropping = self.training and self.config.pooled_dropout > 0
+        return F.dropout(pooled, self.config.pooled_dropout) if is_dropping else pooled
+
     def get_audio_embeddings(
         self,
         input_values: torch.Tensor | None = None,
@@ -632,7 +722,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
     ) -> torch.Tensor:
         """(B, D) unit-length audio embeddings, float32; arguments and errors as in `forward`, but without labels."""
         pooled, _ = self._pool_audio(input_values, input_features, attention_mask, lengths)
-        return unit_length(self.audio_projection(pooled))
+        return unit_length(self.audio_projection(self.drop(pooled)))
 
     def get_label_embeddings(self) -> torch.Tensor:
         """(K, D) unit-length embeddings of `config.labels`, in their order, float32.
@@ -742,6 +832,19 @@ class LaSCLModel(LaSCLPreTrainedModel):
         self._has_label_features = True
 
 
+def _not_taken_for_a_label(name: str):
+    """Hides an argument of `forward` from `inspect.signature`. transformers' Trainer takes each argument there with
+    "label" in its name for labels, and scores nothing where a batch lacks one."""
+
+    def hide(forward):
+        signature = inspect.signature(forward)
+        shown = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        forward.__signature__ = signature.replace(parameters=shown)
+        return forward
+
+    return hide
+
+
 class LaSCLForAudioClassification(LaSCLPreTrainedModel):
     """`LaSCLModel` with its two heads: the nearest label embedding (eq. 10) and the classifier (eq. 7)."""
 
@@ -808,6 +911,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         model.lascl._set_labels(labels, None, text_encoder, tokenizer)
         return model
 
+    @_not_taken_for_a_label("label_mask")
     def forward(
         self,
         input_values: torch.Tensor | None = None,
@@ -818,6 +922,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         lengths: Sequence[int] | None = None,
+        label_mask: torch.Tensor | None = None,
     ) -> LaSCLOutput | tuple:
         """Classifies utterances.
 
@@ -825,6 +930,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             input_values, input_features, attention_mask, pooled_audio, output_hidden_states, return_dict, lengths: as
                 for `LaSCLModel.forward`.
             labels: (B,) integers in [0, K); given, the loss of eq. 9 on this batch is computed.
+            label_mask: (B, K) of bool, for that loss: the words that the corpus of each row annotates (`joint_loss`).
+                `logits` are of all words whatever it says.
 
         Returns:
             `logits` of `config.prediction_head`, `class_logits`, `audio_embeds` and `pooled_audio`; in training and
@@ -833,14 +940,15 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             probability. `class_logits` is `None` once other labels than the classifier's were set.
 
         Raises:
-            ValueError: as `LaSCLModel.forward`; `labels` or the classifier asked for after other labels were set.
+            ValueError: as `LaSCLModel.forward` and `joint_loss`; `labels` or the classifier asked for after other
+                labels were set.
         """
         embedded = self.lascl(
             input_values, input_features, attention_mask, pooled_audio, output_hidden_states, True, lengths
         )
         class_logits = None
         if self.config.classifier_labels is None:
-            class_logits = self._classify(embedded.pooled_audio)
+            class_logits = self._classify(self.lascl.drop(embedded.pooled_audio))
         elif labels is not None or self.config.prediction_head == "classifier":
             raise ValueError(
                 f"The classifier was trained on {self.config.classifier_labels}, but the labels are now "
@@ -852,7 +960,9 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 logits = embedded.audio_embeds @ embedded.label_embeds.T / self.config.contrastive_temperature
         loss, terms = None, None
         if labels is not None:
-            loss, terms = self.joint_loss(embedded.audio_embeds, embedded.label_embeds, class_logits, labels)
+            loss, terms = self.joint_loss(
+                embedded.audio_embeds, embedded.label_embeds, class_logits, labels, label_mask
+            )
         output = LaSCLOutput(
             loss=loss,
             logits=logits,
@@ -872,6 +982,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         label_embeds: torch.Tensor,
         class_logits: torch.Tensor | None,
         labels: torch.Tensor,
+        label_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`joint_loss` with the weights of the configuration; arguments, returns and errors as there."""
         return joint_loss(
@@ -884,6 +995,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             divergence_weight=self.config.divergence_weight,
             label_anchors=self.config.label_anchors,
             contrastive_reduction=self.config.contrastive_reduction,
+            label_mask=label_mask,
         )
 
     def _classify(self, pooled_audio: torch.Tensor) -> torch.Tensor:

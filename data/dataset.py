@@ -186,12 +186,21 @@ def class_indices(labels) -> torch.Tensor:
     return labels.long()
 
 
+def stacked_label_masks(items: list[dict], num_views: int) -> dict[str, torch.Tensor]:
+    """`label_mask` (V x B, K) of bool, view by view, of B items that hold one (K,) each: the words that the corpus of
+    each annotates. Empty of items that hold none."""
+    if "label_mask" not in items[0]:
+        return {}
+    masks = torch.stack([torch.as_tensor(item["label_mask"], dtype=torch.bool) for item in items])  # (B, K)
+    return {"label_mask": masks.repeat(num_views, 1)}
+
+
 class SpeechCollator:
     """Pads a batch of `SpeechDataset` items with the checkpoint's own feature extractor.
 
     Rows come view by view: all clean utterances, then all first augmentations, and so on: (V x B) rows, `labels`
-    repeated accordingly. `lengths` are plain numbers, for which no GPU has to be waited for: what `attention_mask`
-    sums to.
+    repeated accordingly, and `label_mask` (V x B, K) if the items hold it. `lengths` are plain numbers, for which no
+    GPU has to be waited for: what `attention_mask` sums to.
     """
 
     def __init__(self, feature_extractor):
@@ -203,4 +212,5 @@ class SpeechCollator:
         batch = extract_features(self.feature_extractor, audio)
         labels = class_indices([item["label"] for item in items])
         lengths = batch["attention_mask"].sum(dim=-1).tolist()
-        return {**batch, "labels": labels.repeat(num_views), "lengths": lengths}
+        masks = stacked_label_masks(items, num_views)
+        return {**batch, "labels": labels.repeat(num_views), "lengths": lengths, **masks}

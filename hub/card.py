@@ -40,7 +40,7 @@ SETTINGS = (
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
     *("label_anchors", "label_template"),
     *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "standardise_audio", "text_pooling"),
-    *("freeze_feature_encoder", "freeze_audio_encoder", "prediction_head"),
+    *("freeze_feature_encoder", "freeze_audio_encoder", "pooled_dropout", "prediction_head"),
     *("max_duration_s", "bf16", "fp16", "seed"),
 )
 FIGURES = {

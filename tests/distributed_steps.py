@@ -31,6 +31,25 @@ class RecordingDataset(SpeechDataset):
         return super().__getitem__(index)
 
 
+class TwoCorpora(torch.utils.data.Dataset):
+    """Utterances of EmoDB's seven words as of two corpora, which share some of their words: who speaks, and of words
+    that one of them lacks the word, says whose an utterance is. Items hold the words of theirs."""
+
+    CORPORA = ((0, 1, 2, 3), (2, 3, 4, 5, 6))
+
+    def __init__(self, speech):
+        self.speech, self.ids, self.num_views, self.set_epoch = speech, speech.ids, speech.num_views, speech.set_epoch
+        self.durations_s = speech.durations_s
+
+    def __len__(self):
+        return len(self.speech)
+
+    def __getitem__(self, index):
+        item = self.speech[index]
+        own = next(words for words in self.CORPORA[:: 1 if item["id"] < "09" else -1] if item["label"] in words)
+        return {**item, "label_mask": torch.isin(torch.arange(7), torch.tensor(own))}
+
+
 # Plain gradient descent without clipping: a wrong scale of any gradient shows in the weights, which AdamW hides, and
 # parameters whose true gradient is zero do not amplify rounding, as they do in AdamW.
 GRADIENT_DESCENT = {
@@ -76,9 +95,10 @@ def train_at_this_price(setting: dict, folder: Path) -> dict:
     audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": 0.4}
     dataset = RecordingDataset(corpus, range(num_utterances), augmentation="noise", num_views=2, **audio)
     collator = DoubleCollator(extractor) if double else SpeechCollator(extractor)
-    trainer = LaSCLTrainer(model, args, train_dataset=dataset, data_collator=collator)
+    of_corpora = TwoCorpora if setting.get("two_corpora") else lambda speech: speech
+    trainer = LaSCLTrainer(model, args, train_dataset=of_corpora(dataset), data_collator=collator)
     trainer.train()
-    prediction = trainer.predict(SpeechDataset(corpus, range(16, 26), **audio))
+    prediction = trainer.predict(of_corpora(SpeechDataset(corpus, range(16, 26), **audio)))
     return {
         "processes": args.world_size,
         "rows": args.per_device_train_batch_size,

@@ -84,6 +84,9 @@ def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     settings["uneven"] = {**settings["joint"], "utterances": 13, "arguments": by_length}  # batches of 7 and 6
     # Three utterances make two chunks in one process, and two and one in the other.
     settings["uneven, cached"] = {**settings["uneven"], "arguments": {**by_length, "contrastive_chunk_size": 2}}
+    settings["two corpora"] = {**settings["joint"], "two_corpora": True}
+    settings["two corpora, uneven, cached"] = {**settings["uneven, cached"], "two_corpora": True}
+    settings["two corpora, uneven"] = {**settings["uneven, cached"], "two_corpora": True, "arguments": by_length}
     few_frames = {**conftest.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [20, 10], "conv_stride": [16, 10]}
     wavlm = save_random_audio_encoder(few_frames, tmp_path_factory.mktemp("wavlm"))
     long = {**common, "audio_encoder": str(wavlm), "model": {"projection_dim": 8}, "utterances": 32, "double": False}
@@ -189,6 +192,20 @@ def test_rows_encoded_apart_train_as_the_whole_batch(one_process, two_processes)
 def test_chunks_of_uneven_shares_train_as_the_whole_batch(one_process, two_processes):
     for run in (one_process["uneven, cached"], *two_processes["uneven, cached"]):
         assert_trained_alike(run, one_process["uneven"])
+
+
+@pytest.mark.parametrize("name", ["two corpora", "two corpora, uneven", "two corpora, uneven, cached"])
+def test_two_processes_train_on_the_words_of_two_corpora_as_one_does(one_process, two_processes, name):
+    """What compares follows from the rows of both processes, in chunks too."""
+    reference = one_process[name.removesuffix(", cached")]
+    for run in [one_process[name], *two_processes[name]]:
+        assert_trained_alike(run, reference)
+    plain = one_process["uneven" if "uneven" in name else "joint"]["steps"][0]
+    terms = ("contrastive", "divergence", "cross_entropy")
+    assert all(abs(reference["steps"][0][term] - plain[term]) > 1e-3 for term in terms)  # the masks say something
+    lowest = torch.finfo(torch.float64).min
+    for logits in reference["logits"]:
+        assert sorted(set((logits == lowest).sum(dim=1).tolist())) == [2, 3]  # of seven words, those of the other
 
 
 def test_accumulated_halves_train_as_the_whole_for_a_loss_per_sample_in_one_process_and_in_two(

@@ -42,6 +42,7 @@ CHANGED = {
     "audio_layers": "1,2",
     "audio_pooling": "max",
     "standardise_audio": True,
+    "pooled_dropout": 0.5,
     "text_pooling": "first",
     "freeze_feature_encoder": False,
     "contrastive_temperature": 0.2,

@@ -177,7 +177,8 @@ def pool_utterances(model: LaSCLForAudioClassification, loader: DataLoader) -> t
     model.eval()
     rows = []
     for batch in loader:
-        del batch["labels"]
+        for unheard in ("labels", "label_mask"):
+            batch.pop(unheard, None)
         rows.append(model.lascl(**send_to_device(batch, model.device)).pooled_audio)
     return torch.cat(rows)
 

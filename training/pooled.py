@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.data.augmentation import build_augmentation
 from lascl.data.checked_audio import content_hashes
-from lascl.data.dataset import class_indices
+from lascl.data.dataset import class_indices, stacked_label_masks
 from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel, pooled_statistics
 from lascl.training.announced import announcement_of
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -47,7 +47,7 @@ NO_PART_OF_A_VIEW = {
         *("text_config", "text_encoder", "text_encoder_revision", "text_pooling", "label_template", "projection_dim"),
         *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
         *("label_anchors", "prediction_head", "classifier_labels", "id2label", "label2id"),
-        *("freeze_feature_encoder", "freeze_audio_encoder", "standardise_audio"),
+        *("freeze_feature_encoder", "freeze_audio_encoder", "standardise_audio", "pooled_dropout"),
         *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
     ),
     "weights": ("audio_projection.", "text_projection.", "label_features", "pooled_mean", "pooled_std"),
@@ -102,10 +102,12 @@ class PooledDataset(Dataset):
 
 
 def collate_pooled(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows view by view, as `SpeechCollator` has them: `pooled_audio` (V x B, d_a), `labels` (V x B,)."""
+    """Rows view by view, as `SpeechCollator` has them: `pooled_audio` (V x B, d_a), `labels` (V x B,), and `label_mask`
+    (V x B, K) if the items hold it."""
     pooled = torch.stack([item["pooled_audio"] for item in items], dim=1)  # (V, B, d_a)
     labels = class_indices([item["label"] for item in items])
-    return {"pooled_audio": pooled.flatten(0, 1), "labels": labels.repeat(len(pooled))}
+    batch = {"pooled_audio": pooled.flatten(0, 1), "labels": labels.repeat(len(pooled))}
+    return batch | stacked_label_masks(items, len(pooled))
 
 
 class Statistics(NamedTuple):

@@ -67,6 +67,7 @@ WHEN_ABSENT = {
     "split_seed": lambda old: old.get("seed", 42),
     "contrastive_reduction": "mean",
     "audio_window": "fixed",
+    "pooled_dropout": 0.0,
     "augmentation_seed": lambda old: old.get("seed", 42),
     "corpora": None,
     "corpus_exponent": 0.5,
@@ -242,6 +243,9 @@ class Recipe(Publishing):
         help="centre and scale the pooled audio by the statistics of: none, training (utterances), or, of a frozen "
         "encoder, each corpus or speaker (whose own unlabelled audio is used)",
         metadata={"nargs": "?", "const": "training"},  # as it was when it was a boolean
+    )
+    pooled_dropout: float = HfArg(
+        default=0.0, help="share of the pooled audio that projection and classifier go without in training"
     )
     text_pooling: str = HfArg(default="mean", help="mean over tokens, or first")
     freeze_feature_encoder: bool | None = HfArg(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Of a checkpoint that training starts from, what the recipe decides nevertheless.
 LOSS_FIELDS = (
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
-    *("label_anchors", "prediction_head", "freeze_feature_encoder", "freeze_audio_encoder"),
+    *("label_anchors", "prediction_head", "freeze_feature_encoder", "freeze_audio_encoder", "pooled_dropout"),
 )
 
 

@@ -25,6 +25,7 @@ from lascl.data import SAMPLING_RATE, UtteranceBatchSampler
 from lascl.data.dataset import class_indices, is_heard
 from lascl.encoders_lascl import WHISPER_FRAMES_PER_S, valid_lengths
 from lascl.evaluation import score
+from lascl.modeling_lascl import among_own_words, check_own_words
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.digests import OtherWeights, digest_of
 from lascl.training.gradient_cache import cached_forward
@@ -62,6 +63,9 @@ class LaSCLTrainer(Trainer):
     `audio_embeds` (V x B_w, D) and `label_embeds` (K, D), both of unit length, `class_logits` (V x B_w, K), and, unless
     the batch is computed in chunks, `logits` (V x B_w, K) and `pooled_audio` (V x B_w, d_a). `log_term` adds it to the
     log.
+
+    Rows with a `label_mask` (V x B, K) are of several corpora: the loss is over what compares (`joint_loss`), and
+    `evaluate()` and `predict()` answer with a row's own words, the logits of others being the lowest finite number.
 
     Once other words than the classifier's were set, `evaluate()` and `predict()` score the label head alone; their loss
     is then eq. 9 without its cross entropy.
@@ -166,7 +170,7 @@ class LaSCLTrainer(Trainer):
         the gradients of one process with B rows. The K label embeddings enter once.
         """
         inputs = dict(inputs)
-        labels = inputs.pop("labels")
+        labels, label_mask = inputs.pop("labels"), inputs.pop("label_mask", None)  # (B_w,), (B_w, K)
         limit = self._limit_of_chunks(inputs, len(labels)) if model.training else {}
         outputs = cached_forward(model, inputs, **limit) if limit else model(**inputs)
         audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B_w, D), (B_w, K)
@@ -183,12 +187,17 @@ class LaSCLTrainer(Trainer):
             audio_embeds = self._gather_rows(audio_embeds, sizes)  # (B, D)
             class_logits = self._gather_rows(class_logits, sizes)  # (B, K)
             labels = self._gather_rows(labels, sizes)  # (B,)
+            label_mask = None if label_mask is None else self._gather_rows(label_mask, sizes)  # (B, K)
         unwrapped, label_embeds = self.accelerator.unwrap_model(model), outputs.label_embeds
         if label_embeds is None:
             label_embeds = unwrapped.get_label_embeddings()  # (K, D)
-        loss, terms = unwrapped.joint_loss(audio_embeds, label_embeds, class_logits, labels)
+        loss, terms = unwrapped.joint_loss(audio_embeds, label_embeds, class_logits, labels, label_mask)
         if model.training:
             self._running_means.add({"loss": loss, **terms}, padding, size)
+        elif label_mask is not None:
+            for head in ("logits", "class_logits"):
+                if (logits := getattr(outputs, head)) is not None:
+                    setattr(outputs, head, among_own_words(logits, label_mask))
         return (loss, outputs) if return_outputs else loss
 
     def log_term(self, name: str, term: torch.Tensor):
@@ -419,7 +428,8 @@ def check_words(dataset, config):
 
 
 class CheckedLabels:
-    """A collator whose batches have numbers of classes for labels; see `class_indices`."""
+    """A collator whose batches have numbers of classes for labels (`class_indices`), each among the words of its row's
+    `label_mask`, if there is one."""
 
     def __init__(self, collator):
         self.collator = collator
@@ -427,7 +437,9 @@ class CheckedLabels:
     def __call__(self, items: list) -> dict:
         batch = self.collator(items)
         if "labels" in batch:
-            class_indices(batch["labels"])
+            labels = class_indices(batch["labels"])
+            if "label_mask" in batch:
+                check_own_words(labels, batch["label_mask"])
         return batch
 
 
