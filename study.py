@@ -26,6 +26,7 @@ import torch
 from transformers.utils import logging
 
 from lascl.console import unless_pipe_closes
+from lascl.studies.floors import write_floors
 from lascl.studies.forecast import foretell
 from lascl.studies.plan import PlannedRun, folds_of_shard, plan_runs, read_corpora, read_shard, read_study
 from lascl.studies.run import finish, train_folds
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None):
     else:
         with exits_in_a_sentence("lascl-study", partial(what_ran_out, folder=folder)):
             train_folds(folder, runs, mine, options.max_hours)
+            write_floors(study, folder, runs)
             finish(study, folder, runs)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -19,7 +19,8 @@ from lascl.training.recipe import CORPUS_FIELDS, Recipe, find_recipe, parse_reci
 from lascl.training.run_directory import open_run
 
 
-KEYS = ("recipe", "seeds", "against", "choose", "variants", "vary", "paper")
+KEYS = ("recipe", "seeds", "against", "choose", "variants", "vary", "paper", "floors")
+FLOORS = ("logistic_regression",)
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Study:
         against: the variant that the others are compared with.
         choose: `validation`: nothing is compared; for each fold the variant that is best in validation is tested.
         paper: by row, WA and UA that the paper reports.
+        floors: names of FLOORS, plain methods on the same folds and states (`lascl.studies.floors`).
     """
 
     name: str
@@ -45,6 +47,7 @@ class Study:
     against: str
     choose: str | None = None
     paper: dict[str, list] = field(default_factory=dict)
+    floors: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -129,6 +132,9 @@ def _study_of(path: Path, content: dict, recipe: str | None) -> Study:
     seeds = told.get("seeds", [42])
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         raise ValueError(f"{path}: seeds must be a list of numbers; found {seeds!r}.")
+    floors = told.get("floors", [])
+    if not isinstance(floors, list) or not set(floors) <= set(FLOORS):
+        raise ValueError(f"{path}: floors must be a list of {', '.join(FLOORS)}; found {floors!r}.")
     return Study(
         path.stem,
         recipe or told.get("recipe", "quickstart"),
@@ -138,6 +144,7 @@ def _study_of(path: Path, content: dict, recipe: str | None) -> Study:
         against,
         told.get("choose"),
         told.get("paper") or {},
+        floors,
     )
 
 

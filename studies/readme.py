@@ -45,11 +45,14 @@ def _run(folder: Path) -> str:
 
 def _study(folder: Path) -> str:
     stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    names, seeds = [variant["name"] for variant in stored["variants"]], stored["seeds"]
+    seeds, floors = stored["seeds"], stored.get("floors", [])
+    names = [variant["name"] for variant in stored["variants"] if variant["name"] not in floors]
     runs = [run for name in names for run in seed_runs(folder, name, seeds)]
+    runs += [run for name in floors for run in seed_runs(folder, name, seeds[:1])]
     for run in runs:
         _checked_results(run)
-    results = summarise_study(folder, names, seeds, against=stored.get("against"), paper=stored.get("paper"))
+    told = {name: stored.get(name) for name in ("against", "paper")}
+    results = summarise_study(folder, names, seeds, **told, floors=floors)
     return f"\n{study_table(results)}\n\n{_provenance(runs)}\n\n"
 
 

@@ -17,6 +17,7 @@ from filelock import FileLock
 from lascl import train
 from lascl.console import in_words, say
 from lascl.studies.figures import write_pairs
+from lascl.studies.floors import finished_floors
 from lascl.studies.plan import PlannedRun, Study
 from lascl.studies.tables import (
     choice_table,
@@ -121,7 +122,9 @@ def finish(study: Study, folder: Path, runs: list[PlannedRun]):
             if study.choose:
                 results = choose_on_validation(folder, names, study.seeds)
             else:
-                results = summarise_study(folder, names, study.seeds, against=study.against, paper=study.paper)
+                floors = finished_floors(study, folder, runs)
+                told = {"against": study.against, "paper": study.paper, "floors": floors}
+                results = summarise_study(folder, names, study.seeds, **told)
             results |= {"unfinished": sorted(unfinished), "protocol": protocol_line(first)}
             sections.append(choice_table(results) if study.choose else study_table(results))
             sections.append(f"Protocol of {shown}: {results['protocol']}")

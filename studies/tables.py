@@ -6,6 +6,7 @@ STUDY/<folder_name(variant)>/seed-S/   a run directory each
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lascl.evaluation.intervals import speaker_counts, speaker_interval
 from lascl.evaluation.metrics import SCORE_NAMES, SCORES, sample_std, scores_from_counts
 from lascl.evaluation.report_data import parsed_file
 from lascl.evaluation.results import interval_of, named_intervals, read_run, score_rows, with_interval
+from lascl.studies.corpora import corpora_table, summarise_corpora
 
 
 def folder_name(variant: str) -> str:
@@ -29,7 +31,13 @@ def seed_runs(study: Path, name: str, seeds: list[int]) -> list[Path]:
 
 
 def summarise_study(
-    study: Path, names: list[str], seeds: list[int], *, against: str | None = None, paper: dict | None = None
+    study: Path,
+    names: list[str],
+    seeds: list[int],
+    *,
+    against: str | None = None,
+    paper: dict | None = None,
+    floors: Sequence[str] = (),
 ) -> dict:
     """The content of `study.json`.
 
@@ -44,9 +52,11 @@ def summarise_study(
         against: the variant that the others are compared with, by default the first. If it is not among `names`,
             nothing is compared.
         paper: (WA, UA) in per cent, either possibly None, that a paper reports; also of rows that are no variant here.
+        floors: names of what `lascl.studies.floors` wrote, once for all seeds.
 
     Returns:
-        `seeds`, `against`, `paper`, and `variants`: of each its `name`; the pooled `wa`, `ua` and `macro_f1` as
+        `seeds`, `against`, `paper`, `floors`, over several corpora `by_corpus` (`summarise_corpora`), and `variants`,
+        the floors behind them: of each its `name`; the pooled `wa`, `ua` and `macro_f1` as
         `by_seed`, `mean` and `std` (n - 1; 0 for one seed); their `intervals`, None with one speaker or where seeds
         tested different utterances; and `comparison`, what `compare_seeds` says of the variant (B) and `against` (A),
         `{"refused": why}` where they cannot be compared, None for `against` itself.
@@ -55,20 +65,30 @@ def summarise_study(
         ValueError: a file of a run is damaged.
     """
     full = names[0] if against is None else against
+    runs_of = {name: seed_runs(study, name, seeds) for name in names}
+    runs_of |= {name: seed_runs(study, name, seeds[:1]) for name in floors}
     variants = []
-    for name in names:
-        runs = seed_runs(study, name, seeds)
+    for name, runs in runs_of.items():
         pooled = [parsed_file(run / "results.json")["pooled"] for run in runs]
         scores = {score: _over_seeds([run[score] for run in pooled]) for score in SCORES}
         intervals = pooled[0].get("intervals") if len(runs) == 1 else _interval_over_seeds(runs)
         comparison = None
         if name != full and full in names:
             try:
-                comparison = compare_seeds(seed_runs(study, full, seeds), runs)
+                again = len(seeds) if name in floors else 1
+                comparison = compare_seeds(runs_of[full], again * runs)
             except ValueError as error:
                 comparison = {"refused": str(error).replace(str(study), "STUDY")}
         variants.append({"name": name, **scores, "intervals": intervals, "comparison": comparison})
-    return {"seeds": seeds, "against": against, "paper": paper or {}, "variants": variants}
+    by_corpus = summarise_corpora(runs_of)
+    return {
+        "seeds": seeds,
+        "against": against,
+        "paper": paper or {},
+        **({"floors": list(floors)} if floors else {}),
+        **({"by_corpus": by_corpus} if by_corpus else {}),
+        "variants": variants,
+    }
 
 
 def _over_seeds(values: list[float]) -> dict:
@@ -161,6 +181,8 @@ def study_table(results: dict) -> str:
         if any(interval_of(variant, score) for variant in results["variants"] for score in SCORES):
             spread += ", in brackets 95 % intervals of the mean over speakers"
         test = "p of a paired test over speakers on the same utterances, their rightness averaged over the seeds."
+    if results.get("floors"):
+        test += f" Floors, once on the same folds, states and statistics: {', '.join(results['floors'])}."
     lines += ["", f"{spread}; {test}", ""]
     if paper:
         lines += ["The paper's numbers are its own, on IEMOCAP: whatever ran here, they are not from it.", ""]
@@ -168,7 +190,8 @@ def study_table(results: dict) -> str:
         if variant["comparison"]:
             found = variant["comparison"].get("refused") or variant["comparison"]["ua"]["sentence"]
             lines.append(f"* {variant['name']} (B), {full} (A): {found}")
-    return "\n".join(lines).rstrip("\n")
+    table = "\n".join(lines).rstrip("\n")
+    return "\n\n".join([corpora_table(results["by_corpus"], seeds), table]) if "by_corpus" in results else table
 
 
 def _cell(variant: dict, score: str, several: bool) -> str:

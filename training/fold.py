@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
 from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader, Dataset
+from transformers import AutoFeatureExtractor
 
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
 from lascl.data.words import corpus_of_rows, words_of_fold
@@ -158,6 +160,31 @@ def known_views(
         block = embed_views(model, speech, SpeechCollator(extractor), view_cache, args, view_store(recipe))[0, 0]
     statistics = statistics_of(model.lascl, block, fold, **groups_of(corpus))
     return PooledDataset(speech, rows, {(0, 0): block}, num_views=1, statistics=statistics)
+
+
+def clean_views(
+    recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, checkpoint: Path, view_cache: dict
+) -> np.ndarray:
+    """(N, d_a): the clean views of a fold's training and test as the frozen encoder of its checkpoint hears them,
+    standardised as there; 0 in rows of neither.
+
+    Raises:
+        ValueError: an encoder that is trained, or whose views never repeat.
+    """
+    model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32).eval().to(args.device)
+    model.lascl.takes_odd_audio = True  # as training does: every file was looked at
+    extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+    clean = training_data(recipe, corpus, everything_of(corpus), args, extractor)
+    if not is_encoded_once(recipe, clean):
+        raise ValueError("Floors are of frozen encoders: set freeze_audio_encoder, and an augmentation_period.")
+    clean.num_views = 1
+    embed_views(model, clean, SpeechCollator(extractor), view_cache, args, view_store(recipe))
+    rows = [*fold.train, *fold.test]
+    views = known_views(recipe, corpus, fold, args, view_cache, model, extractor, rows)
+    found = np.zeros((len(corpus), model.config.pooled_size), dtype=np.float32)
+    for number, row in enumerate(rows):
+        found[row] = views[number]["pooled_audio"][0].numpy()
+    return found
 
 
 def clip_limit_s(recipe: Recipe, extractor) -> float:

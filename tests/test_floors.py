@@ -1,0 +1,147 @@
+"""Floors of a study: logistic regression on the folds, states and statistics that its runs have, corpus by corpus."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import read_csv
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix, recall_score
+from transformers import AutoFeatureExtractor
+
+from lascl import LaSCLForAudioClassification, load_corpus, train
+from lascl.data import read_audio
+from lascl.study import main
+
+
+@pytest.fixture(scope="module")
+def study(three_corpora, audio_encoders, text_encoder, tmp_path_factory):
+    """Two variants of one seed over three corpora of a few utterances, whose words differ; the encoder is frozen."""
+    folder = tmp_path_factory.mktemp("floors")
+    content = {
+        "study": {
+            "recipe": "emodb",
+            "seeds": [42, 43],
+            "against": "training",
+            "floors": ["logistic_regression"],
+            "variants": {"training": {"standardise_audio": "training"}, "corpus": {"standardise_audio": "corpus"}},
+        }
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write_report", lambda run_dir, _: (run_dir / "report.md").write_text(""))
+        main(
+            [
+                *(str(folder / "tiny.yaml"), "--corpora", json.dumps(three_corpora), "--allow_partial", "true"),
+                *("--audio_encoder", audio_encoders["wav2vec2-layer"], "--text_encoder", text_encoder),
+                *("--num_train_epochs", "1", "--global_batch_size", "16", "--augmentation", "none"),
+                *("--freeze_audio_encoder", "true", "--views_dir", str(folder / "views"), "--disable_tqdm", "true"),
+                *("--output_dir", str(folder / "study")),
+            ]
+        )
+    return folder / "study"
+
+
+def heard_alone(checkpoint, paths) -> np.ndarray:
+    """(n, d_a) of each clip by itself, as the checkpoint's encoder pools it, before anything is standardised."""
+    model = LaSCLForAudioClassification.from_pretrained(checkpoint, standardise_audio="none").eval()
+    model.lascl.takes_odd_audio = True
+    extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+    rows = []
+    for path in paths:
+        samples = read_audio(path, sampling_rate=16_000, max_duration_s=10.0)
+        with torch.no_grad():
+            inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt")
+            rows.append(model.lascl(**inputs).pooled_audio[0].numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["training", "corpus"])
+def test_it_learns_the_words_of_the_tested_corpus_from_the_others(study, three_corpora, mode):
+    """Against scikit-learn on what the encoder makes of each clip alone, standardised here."""
+    tables = {
+        entry.get("name", "emodb"): load_corpus(entry["corpus"], entry["data_dir"], allow_partial=True)
+        for entry in three_corpora
+    }
+    run = study / "training" / "seed-42"
+    x, label, owner, ids = [], [], [], []
+    for name, table in tables.items():
+        x.append(heard_alone(run / "fold-1" / "checkpoint", table["audio"][:]))
+        label += [table.features["label"].names[number] for number in table["label"][:]]
+        owner += [name] * len(table)
+        ids += [f"{name}/{id}" for id in table["id"][:]]
+    x, label, owner = np.concatenate(x), np.array(label), np.array(owner)
+    for number, tested in enumerate(sorted(tables), start=1):
+        train_rows, test = owner != tested, owner == tested
+        z = x.copy()
+        for rows, source in (
+            [(owner == name, owner == name) for name in tables] if mode == "corpus" else [(owner != "", train_rows)]
+        ):
+            std = x[source].std(axis=0)
+            z[rows] = (x[rows] - x[source].mean(axis=0)) / np.where(std > 0, std, 1)
+        learned = train_rows & np.isin(label, label[test])
+        model = LogisticRegression(C=0.01, max_iter=5000, class_weight="balanced").fit(z[learned], label[learned])
+        expected = dict(zip([id for id, is_test in zip(ids, test) if is_test], model.predict(z[test])))
+        floor = study / f"logistic_regression,_standardise_audio={mode}" / "seed-42"
+        rows = read_csv(floor / f"fold-{number}" / "predictions.csv")
+        assert {row["corpus"] for row in rows} == {tested}
+        agreed = [row["prediction"] == expected[row["id"]] for row in rows]
+        assert len(rows) == test.sum() and np.mean(agreed) > 0.97  # rounding may turn a tie
+        assert {row["prediction"] for row in rows} <= set(label[test]) & set(label[train_rows])
+
+
+@pytest.mark.slow
+def test_the_table_shows_variants_and_floors_corpus_by_corpus(study):
+    results = json.loads((study / "study.json").read_text())
+    names = ["training", "corpus"]
+    floors = [f"logistic regression, standardise_audio={name}" for name in names]
+    assert results["floors"] == floors
+    assert [row["name"] for row in results["by_corpus"]] == [*names, *floors]
+    assert [row["transductive"] for row in results["by_corpus"]] == [False, True, False, True]
+    row = results["by_corpus"][0]
+    by_seed = []
+    for seed in (42, 43):
+        uas = {}
+        for number, corpus in enumerate(sorted(row["corpora"]), start=1):
+            rows = read_csv(study / "training" / f"seed-{seed}" / f"fold-{number}" / "predictions.csv")
+            references, answers = [r["reference"] for r in rows], [r["prediction"] for r in rows]
+            uas[corpus] = recall_score(references, answers, average="macro", labels=sorted(set(references)))
+        by_seed.append(uas)
+    for corpus, told in row["corpora"].items():
+        values = [uas[corpus] for uas in by_seed]
+        assert told["mean"] == pytest.approx(np.mean(values)) and told["std"] == pytest.approx(np.std(values, ddof=1))
+    means = [np.mean(list(uas.values())) for uas in by_seed]
+    assert row["mean"]["mean"] == pytest.approx(np.mean(means))
+    table = (study / "table.md").read_text()
+    assert "| corpus † |" in table and "Transductive: unlabelled audio" in table
+    assert f"Floors, once on the same folds, states and statistics: {', '.join(floors)}." in table
+
+
+@pytest.mark.slow
+def test_words_that_no_other_corpus_has_are_told_apart(study):
+    results = json.loads((study / "study.json").read_text())
+    rows = read_csv(study / "training" / "seed-42" / "fold-1" / "predictions.csv")
+    again = read_csv(study / "training" / "seed-43" / "fold-1" / "predictions.csv")
+    word = "calm"  # of `acted` alone
+    expected = []
+    for seed in (rows, again):
+        references, answers = [row["reference"] for row in seed], [row["prediction"] for row in seed]
+        labels = sorted({*references, *answers})
+        counts, k = confusion_matrix(references, answers, labels=labels), labels.index(word)
+        expected.append([counts[k, k] / counts[k].sum(), counts[k, k] / max(counts[:, k].sum(), 1)])
+    told = results["by_corpus"][0]["words"]["acted: calm"]
+    assert [told["recall"], told["precision"]] == pytest.approx(np.mean(expected, axis=0))
+    assert told["share"] == pytest.approx(sum(row["reference"] == word for row in rows) / len(rows))
+    floor = results["by_corpus"][2]["words"]
+    assert floor.get("acted: calm", {"recall": 0})["recall"] == 0
+
+
+def test_unknown_floors_are_refused(tmp_path, capsys):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"study": {"floors": ["forest"], "variants": {"a": {}}}}))
+    with pytest.raises(SystemExit) as exit:
+        main([str(tmp_path / "study.yaml")])
+    assert exit.value.code == 2
+    assert "floors must be a list of logistic_regression; found ['forest']" in capsys.readouterr().err
