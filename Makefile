@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow versions oldest newest check every-cpu proofs lint readme site clean
+.PHONY: demo test slow versions oldest newest check every-cpu proofs lint readme site notebook clean
 
 # Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
 demo: .venv/installed
@@ -52,6 +52,10 @@ readme: .venv/installed
 # The pages of docs/ as a site, in build/site.
 site: .venv/installed
 	$(BIN)/python -m sphinx --fail-on-warning --quiet docs build/site
+
+# Runs the notebook anew, and keeps its pictures.
+notebook: .venv/installed
+	$(BIN)/python tests/notebook.py examples/tour.ipynb examples/tour.ipynb
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

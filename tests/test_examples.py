@@ -1,6 +1,7 @@
 """Every program of `examples/` runs, as its first lines say, on generated recordings."""
 
 import csv
+import json
 import re
 import runpy
 import sys
@@ -59,6 +60,16 @@ def test_each_example_is_run_and_says_how():
         assert f"python examples/{name} " in (EXAMPLES / name).read_text(encoding="utf-8").split('"""')[1], name
     for name, test in ELSEWHERE.items():
         assert Path(name).name in (ROOT / "tests" / test).read_text(encoding="utf-8")
+
+
+def test_the_notebook_is_kept_as_it_ran_with_its_pictures():
+    """`make notebook` runs it, and `.ci/run`."""
+    text = (EXAMPLES / "tour.ipynb").read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4 and len(text) < 400_000
 
 
 def test_fine_tuning_on_a_manifest(ran, audio_encoders, text_encoder, tmp_path):
