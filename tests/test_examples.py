@@ -86,6 +86,25 @@ def test_fine_tuning_on_a_manifest(ran, audio_encoders, text_encoder, tmp_path):
     assert {answer["label"] for answer in answers} == {"anger", "neutral"}
 
 
+def test_many_corpora_and_one_that_was_never_heard(ran, audio_encoders, text_encoder, tmp_path):
+    words = {"one": ["anger", "calm"], "two": ["anger", "boredom"], "mine": ["anger", "annoyed"]}
+    for number, (name, labels) in enumerate(words.items()):
+        rows = [(f"{speaker}{label}.wav", label, speaker) for speaker in "ab" for label in labels]
+        for seed, (path, _, _) in enumerate(rows):
+            noise(tmp_path / name / path, 0.1, 10 * number + seed)
+        with open(tmp_path / name / "manifest.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("path", "label", "speaker"), *rows])
+    encoders = ("--audio_encoder", audio_encoders["wavlm-layer"], "--text_encoder", text_encoder, "--epochs", 1)
+    corpora = ("--corpora", "one=csv,two=csv,mine=csv", "--left_out", "mine")
+    lines = ran("many_corpora.py", tmp_path, tmp_path / "out", *corpora, *encoders).splitlines()
+    anger, annoyed = lines[-2:]
+    assert lines[-3].startswith("mine, never heard: UA ")
+    assert anger.split()[0] == "anger" and annoyed.split()[0] == "annoyed"
+    assert annoyed.endswith("nobody trained") and not anger.endswith("nobody trained")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert set(config["id2label"].values()) == {"anger", "boredom", "calm"}
+
+
 def test_a_timeline_of_a_call(ran, checkpoint, tmp_path):
     said = ran("call_timeline.py", checkpoint, noise(tmp_path / "call.wav", 3.2), tmp_path / "timeline.png")
     lines = [line.split() for line in said.splitlines()]
