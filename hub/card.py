@@ -10,8 +10,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lascl.configuration_lascl import HUB_NAME
 from lascl.data.public_corpora import PUBLIC_CORPORA
+from lascl.evaluation.predictions import (
+    labels_of,
+    own_words_of,
+    read_predictions,
+    score_rows,
+    words_with_columns,
+)
 from lascl.evaluation.report_data import best_epoch_on_test, parsed_file
-from lascl.evaluation.results import interval_of, per_cent, read_predictions, score_rows, with_interval
+from lascl.evaluation.results import corpora_cells, interval_of, per_cent, with_interval
 from lascl.report import markdown_cell
 from lascl.training.recipe import FULL_DATA, Recipe, with_absent
 
@@ -45,6 +52,7 @@ SETTINGS = (
 )
 FIGURES = {
     "confusion": "Confusion matrix of the held-out utterances of all folds.",
+    "corpora": "UA of every corpus, over its own words and over all, with intervals over its speakers.",
     "tsne": "t-SNE map of the held-out utterances of the run's first fold, with the label embeddings if it has any.",
 }
 
@@ -95,9 +103,9 @@ def fold_card(
     commit = environment["commit"]
     if fold_number and (own_dir / "metrics.json").is_file():
         commit = _read(own_dir / "metrics.json")["commit"]
-    own, table = _own_scores(run_dir, fold_number, labels)
+    own, table = _own_scores(run_dir, fold_number, labels, protocol)
     if results:
-        table += _over_folds(run_dir, results)
+        table += _over_corpora(results) if "corpora" in results else _over_folds(run_dir, results)
 
     corpus = _corpus_facts(recipe)
     encoders = {
@@ -127,6 +135,7 @@ def fold_card(
         table=table,
         num_folds_done=len(results["folds"]) if results else 0,
         interval_speakers=results["pooled"]["num_speakers"] if results and _has_interval(results["pooled"]) else 0,
+        corpora_notes=(corpora_cells(results or {}) or [[]])[-1],
         figures={name: text for name, text in FIGURES.items() if (run_dir / "figures" / f"{name}.png").is_file()},
         environment=environment,
         commit=commit,
@@ -195,6 +204,7 @@ def _eval_results(
     fold_number: int, scores: dict, recipe: dict, protocol: dict, corpus: dict, limit_s: float
 ) -> list[EvalResult]:
     folds = recipe["protocol"] or "the corpus's own folds"
+    transductive = " Transductive: unlabelled audio of the tested side was used." if "transductive" in protocol else ""
     return [
         EvalResult(
             task_type="audio-classification",
@@ -204,7 +214,7 @@ def _eval_results(
             dataset_split=f"fold-{fold_number}",
             # What `lascl-verify` needs to predict again, and a reader to compare.
             dataset_args={
-                "protocol": f"{folds}, {protocol['num_folds']} in all. {protocol['notes'][0]}",
+                "protocol": f"{folds}, {protocol['num_folds']} in all. {protocol['notes'][0]}{transductive}",
                 "utterances": scores["n"],
                 "max_duration_s": float(limit_s),
             },
@@ -217,12 +227,17 @@ def _eval_results(
     ]
 
 
-def _own_scores(run_dir: Path, fold_number: int | None, labels: list[str]) -> tuple[dict | None, list[list]]:
+def _own_scores(
+    run_dir: Path, fold_number: int | None, labels: list[str], protocol: dict
+) -> tuple[dict | None, list[list]]:
     """The scores of a fold's checkpoint, and its row of the card's table; nothing before it was tested."""
     predictions = run_dir / f"fold-{fold_number}" / "predictions.csv"
     if fold_number is None or not predictions.is_file():
         return None, []
-    own, best = score_rows(read_predictions(predictions), labels), _best_epoch(run_dir, [fold_number])
+    rows, best = read_predictions(predictions), _best_epoch(run_dir, [fold_number])
+    if own_words := own_words_of(rows, protocol):  # some of which this checkpoint was not trained on
+        labels = labels_of(rows, words_with_columns(rows), own_words)
+    own = score_rows(rows, labels, own=own_words)
     return own, [[f"fold {fold_number}", own["n"], *_spread(own), *_spread(best and best["mean"])]]
 
 
@@ -236,6 +251,17 @@ def _over_folds(run_dir: Path, results: dict) -> list[list]:
         rows.append([f"mean over {len(numbers)} folds", "", *held_out, *best])
     cells = [with_interval(cell, interval_of(pooled, score)) for cell, score in zip(_spread(pooled), ("wa", "ua"))]
     return [*rows, ["pooled", pooled["n"], *cells, "", ""]]
+
+
+def _over_corpora(results: dict) -> list[list]:
+    """Rows of the card's table: every corpus over its own words, and their mean with its standard error."""
+    rows = []
+    for corpus, scores in results["corpora"].items():
+        cells = [with_interval(cell, interval_of(scores, name)) for cell, name in zip(_spread(scores), ("wa", "ua"))]
+        rows.append([markdown_cell(corpus), scores["n"], *cells, "", ""])
+    mean = results["mean_over_corpora"]
+    error = mean["se"] if None not in mean["se"].values() else None
+    return [*rows, ["mean over corpora", "", *_spread(mean, error), "", ""]]
 
 
 def _has_interval(pooled: dict) -> bool:

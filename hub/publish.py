@@ -44,7 +44,7 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils._http import default_client_factory
 
 from lascl.console import unless_pipe_closes
-from lascl.hub.card import fold_card, public_config
+from lascl.hub.card import FIGURES, fold_card, public_config
 from lascl.hub.ownership import CARD, RECORD, Record, hashes, is_lascl_config, merged_card
 from lascl.hub.space import SDK, check_index_url, stage_space
 from lascl.modeling_lascl import save_text_encoder
@@ -300,7 +300,7 @@ def stage_fold(
     write_text(folder / "config.json", public_config(fold_dir / "checkpoint"))
     for name in ("predictions.csv", "metrics.json") if number is not None else ():
         link_or_copy(fold_dir / name, folder / name)
-    for name in ("confusion.png", "tsne.png"):  # the card shows them
+    for name in (f"{figure}.png" for figure in FIGURES):  # the card shows them
         if (run_dir / "figures" / name).is_file():
             (folder / "figures").mkdir(exist_ok=True)
             link_or_copy(run_dir / "figures" / name, folder / "figures" / name)

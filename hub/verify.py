@@ -114,6 +114,11 @@ def verify(folder: str | Path, corpus: datasets.Dataset, *, batch_size: int = 8)
     if not (folder / "predictions.csv").is_file():
         raise ValueError(f"{folder} has no predictions.csv. Give a published fold, such as org/name --revision fold-1.")
     config = LaSCLConfig.from_pretrained(folder)
+    if config.standardise_audio in ("corpus", "speaker"):
+        raise ValueError(
+            f"These scores were made with statistics by {config.standardise_audio}, of recordings beside each other; "
+            "the checkpoint has those of its training alone. Train the run again by its recipe to repeat them."
+        )
     labels = corpus.features["label"].names
     has_others = set(config.labels) <= set(labels) and bool(corpus_names(corpus))  # words that were not trained
     if labels != config.labels and not has_others:
