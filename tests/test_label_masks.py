@@ -5,6 +5,7 @@ from numbers worked out by hand, or from the loss of each corpus alone.
 """
 
 import inspect
+import json
 import math
 from types import SimpleNamespace
 
@@ -622,3 +623,36 @@ def test_statistics_are_taken_of_batches_with_masks(build):
     masked, plain = (DataLoader(clips(4, 1, masked), 2, collate_fn=collate) for masked in BOTH)
     assert "label_mask" in next(iter(masked)), "the items' masks are lost"
     assert torch.equal(pool_utterances(model, masked), pool_utterances(model, plain))
+
+
+class Begun(Exception):
+    """Carries what the loss was given first out of `train.py`, which need not train for that."""
+
+
+@pytest.mark.parametrize("encoder", ["trained", "frozen"])
+def test_a_run_over_three_corpora_hands_each_rows_own_words_to_the_loss(
+    encoder, three_corpora, audio_encoders, text_encoder, tmp_path, monkeypatch
+):
+    """`acted` is tested: its calm is learned by none, and annoyed by `calls` alone."""
+    from lascl.train import main
+
+    def begin(audio_embeds, label_embeds, class_logits, labels, **settings):
+        raise Begun(labels, len(label_embeds), settings["label_mask"])
+
+    monkeypatch.setattr("lascl.modeling_lascl.joint_loss", begin)
+    command = [
+        *("csv", "--corpora", json.dumps(three_corpora), "--allow_partial", "true", "--folds", "acted"),
+        *("--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder, "--max_steps", "1"),
+        *("--augmentation", "gain", "--augmentation_period", "1", "--disable_tqdm", "true"),
+        *("--freeze_audio_encoder", str(encoder == "frozen"), "--output_dir", str(tmp_path / "run")),
+    ]
+    with pytest.raises(Begun) as begun:
+        main(command)
+    labels, num_words, mask = begun.value.args
+    emodb = ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+    calls, words, half = ["anger", "annoyed", "neutral"], sorted({*emodb, "annoyed"}), len(mask) // 2
+    assert (num_words, mask.shape) == (8, (len(labels), 8))
+    own = {tuple(word for word, is_own in zip(words, row) if is_own) for row in mask.tolist()}
+    assert own == {tuple(emodb), tuple(calls)}
+    assert torch.equal(mask[:half], mask[half:]) and torch.equal(labels[:half], labels[half:])  # two views
+    assert mask.gather(1, labels[:, None]).all()
