@@ -170,6 +170,23 @@ def test_the_losses_alone(replaced, capsys):
     assert all(namespace[name].grad.abs().sum() > 0 for name in ("audio_embeds", "label_embeds", "class_logits"))
 
 
+def test_a_table_of_several_corpora(replaced, folder, capsys):
+    for number, (name, labels) in enumerate((("ours", ("ang", "neu")), ("calls", ("anger", "annoyed")))):
+        (folder / "corpora" / name).mkdir(parents=True)
+        rows = [(f"{speaker}{label}.wav", label, speaker) for speaker in "12" for label in labels]
+        for seed, (path, *_) in enumerate(rows):
+            samples = np.random.default_rng([number, seed]).standard_normal(1600)
+            soundfile.write(folder / "corpora" / name / path, 0.1 * samples, 16_000)
+        lines = [",".join(row) for row in (("path", "label", "speaker"), *rows)]
+        (folder / "corpora" / name / "manifest.csv").write_text("\n".join(lines))
+    _, printed = run("many_corpora", {**replaced, '"corpora/': f'"{folder}/corpora/'}, capsys)
+    assert printed.splitlines() == [
+        "calls/1anger calls/1 ['anger', 'annoyed', 'neutral']",
+        "calls is tested; learned are anger, neutral",
+        "ours is tested; learned are anger, annoyed",
+    ]
+
+
 def test_scores_alone(replaced, capsys):
     namespace, _ = run("scores", replaced, capsys)
     assert namespace["scores"]["wa"] == pytest.approx(2 / 3) and namespace["scores"]["ua"] == 0.75
