@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -62,6 +63,32 @@ def standardising(value: str | bool) -> str:
     return mode
 
 
+def checked_phrasings(phrasings: Mapping | None, name: str = "label_phrasings") -> dict[str, list[str]] | None:
+    """Phrases by label word, as `label_phrasings` has them; `None` if there are none.
+
+    Raises:
+        ValueError: no mapping from words to lists of different phrases, each at least one; the message names `name`.
+    """
+    if phrasings is None:
+        return None
+    if not isinstance(phrasings, Mapping):
+        raise ValueError(
+            f"{name} must map words to lists of phrases, as {{'anger': ['angry', 'furious']}}; found {phrasings!r}."
+        )
+    for word, phrases in phrasings.items():
+        if not isinstance(word, str) or not word:
+            raise ValueError(f"{name} must map words to lists of phrases; found the key {word!r}.")
+        if not isinstance(phrases, (list, tuple)) or not phrases:
+            raise ValueError(f"{name} of {word!r} must be a list of at least one phrase; found {phrases!r}.")
+        odd = [phrase for phrase in phrases if not isinstance(phrase, str) or not phrase.strip()]
+        if odd:
+            raise ValueError(f"{name} of {word!r} must be a list of phrases; found {odd[0]!r} in it.")
+        repeated = sorted({phrase for phrase in phrases if list(phrases).count(phrase) > 1})
+        if repeated:
+            raise ValueError(f"{name} of {word!r} must differ from each other; found {repeated[0]!r} more than once.")
+    return {word: list(phrases) for word, phrases in phrasings.items()} or None
+
+
 def is_folder_name(name: str) -> bool:
     """Whether this names a folder, there or not, rather than a repository on the Hub."""
     return os.path.isdir(name) or HUB_NAME.fullmatch(name) is None
@@ -86,6 +113,10 @@ class LaSCLConfig(PretrainedConfig):
             Branch, tag or commit of `text_encoder` on the Hub.
         label_template (`str`, *optional*, defaults to `"{label}"`):
             What the text encoder reads for a label; must contain `{label}`.
+        label_phrasings (`dict[str, list[str]]`, *optional*):
+            By label word, the phrases whose embeddings' mean stands for it, each read through the template: `{"anger":
+            ["angry", "furious", "rage"]}`. The word itself is among them only if it is listed. A word without an entry
+            is embedded as itself; an entry for a word that is no label waits for it to become one.
         projection_dim (`int`, *optional*, defaults to 256):
             Width D of the joint space (paper: d, eq. 3).
         audio_layers (`str`, *optional*, defaults to `"last"`):
@@ -145,7 +176,7 @@ class LaSCLConfig(PretrainedConfig):
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
     # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
     # needs none of them still loads under the code of the first ones.
-    _later_fields = ("contrastive_reduction", "audio_window", "pooled_dropout")
+    _later_fields = ("contrastive_reduction", "audio_window", "pooled_dropout", "label_phrasings")
 
     def __init__(
         self,
@@ -155,6 +186,7 @@ class LaSCLConfig(PretrainedConfig):
         text_encoder: str | None = None,
         text_encoder_revision: str | None = None,
         label_template: str = "{label}",
+        label_phrasings: Mapping[str, list[str]] | None = None,
         projection_dim: int = 256,
         audio_layers: str = "last",
         audio_pooling: str = "mean",
@@ -181,6 +213,7 @@ class LaSCLConfig(PretrainedConfig):
         self.text_encoder = text_encoder
         self.text_encoder_revision = text_encoder_revision
         self.label_template = label_template
+        self.label_phrasings = checked_phrasings(label_phrasings)
         self.projection_dim = projection_dim
         self.audio_layers = audio_layers
         self.audio_pooling = audio_pooling

@@ -16,7 +16,7 @@ import inspect
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_lascl import REDUCTIONS, LaSCLConfig, is_folder_name
+from .configuration_lascl import REDUCTIONS, LaSCLConfig, checked_phrasings, is_folder_name
 from .encoders_lascl import (
     build_audio_encoder,
     check_window,
@@ -747,7 +747,12 @@ class LaSCLModel(LaSCLPreTrainedModel):
         # Copies: where a row lies in memory may change the order of its sums, too.
         return torch.cat([unit_length(self.text_projection(row.clone())) for row in self.label_features.split(1)])
 
-    def set_labels(self, labels: list[str], template: str | None = None):
+    def set_labels(
+        self,
+        labels: list[str],
+        template: str | None = None,
+        phrasings: Mapping[str, Sequence[str]] | None = None,
+    ):
         """Makes the model answer these label words, whatever it was trained on.
 
         The text encoder comes from the checkpoint's own `text_encoder/` folder if it has one (of the same commit, if
@@ -757,12 +762,16 @@ class LaSCLModel(LaSCLPreTrainedModel):
         Args:
             labels: K different words or phrases.
             template: replaces `config.label_template`; must contain `{label}`.
+            phrasings: by word, the phrases whose embeddings' mean stands for it, see `LaSCLConfig.label_phrasings`.
+                Those of the configuration stay for words that have no entry here: `{"anger": ["anger"]}` is the bare
+                word again.
 
         Raises:
-            ValueError: no labels, repeated labels, a template without `{label}`, or no known text encoder.
+            ValueError: no labels, repeated labels, a template without `{label}`, phrasings that are no lists of
+                different phrases, or no known text encoder.
             OSError: the text encoder could not be loaded.
         """
-        labels = checked_labels(labels)
+        labels, phrasings = checked_labels(labels), checked_phrasings(phrasings, "phrasings")
         name, revision, subfolder = self._find_text_encoder()
         announce_download(name, revision, subfolder)
         try:
@@ -773,7 +782,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
                 f"New labels need the text encoder {described(name, revision, subfolder)}, which could not be loaded "
                 f"({reason}). Is the Hub reachable? Else set model.config.text_encoder to a folder that holds it."
             ) from error
-        self._set_labels(labels, template, text_encoder, tokenizer)
+        self._set_labels(labels, template, text_encoder, tokenizer, phrasings)
 
     def _find_text_encoder(self) -> tuple[str, str | None, str]:
         """Hub name or folder, revision and subfolder."""
@@ -815,17 +824,23 @@ class LaSCLModel(LaSCLPreTrainedModel):
                 "answers its labels, and no new ones."
             )
 
-    def _set_labels(self, labels, template, text_encoder, tokenizer):
+    def _set_labels(self, labels, template, text_encoder, tokenizer, phrasings=None):
         labels, template = checked_labels(labels), template or self.config.label_template
         if "{label}" not in template:
             raise ValueError(f"template must contain {{label}}; found {template!r}.")
-        texts = [template.replace("{label}", label) for label in labels]
-        features = embed_texts(text_encoder, tokenizer, texts, pooling=self.config.text_pooling)  # (K, d_t)
+        phrasings = checked_phrasings({**(self.config.label_phrasings or {}), **(phrasings or {})})
+        embed = partial(embed_texts, text_encoder, tokenizer, pooling=self.config.text_pooling)
+        features = []
+        for label in labels:
+            phrases = (phrasings or {}).get(label, [label])
+            texts = [template.replace("{label}", phrase) for phrase in phrases]
+            features.append(embed(texts).mean(dim=0))  # (d_t,); of one text, what it is, to the bit
+        features = torch.stack(features)  # (K, d_t)
         if self.config.classifier_labels is None and labels != self.config.labels:
             self.config.classifier_labels = self.config.labels
         elif labels == self.config.classifier_labels:
             self.config.classifier_labels = None
-        self.config.label_template = template
+        self.config.label_template, self.config.label_phrasings = template, phrasings
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: index for index, label in enumerate(labels)}
         self.label_features = features.to(self.label_features)
@@ -1017,7 +1032,12 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         """See `LaSCLModel.get_label_embeddings`."""
         return self.lascl.get_label_embeddings()
 
-    def set_labels(self, labels: list[str], template: str | None = None):
+    def set_labels(
+        self,
+        labels: list[str],
+        template: str | None = None,
+        phrasings: Mapping[str, Sequence[str]] | None = None,
+    ):
         """See `LaSCLModel.set_labels`. Unless they are the classifier's, only the label head answers them.
 
         Raises:
@@ -1028,7 +1048,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 "This model predicts with its classifier, whose labels cannot change. Set "
                 "model.config.prediction_head = 'label' if its label head was trained."
             )
-        self.lascl.set_labels(labels, template)
+        self.lascl.set_labels(labels, template, phrasings)
 
 
 # --------------------------------------------------------------------------------------------------- statistics, text

@@ -45,7 +45,7 @@ SETTINGS = (
     *("objective", "num_train_epochs", "max_steps", "global_batch_size", "num_views", "augmentation"),
     *("encoder_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
-    *("label_anchors", "label_template"),
+    *("label_anchors", "label_template", "phrasings"),
     *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "standardise_audio", "text_pooling"),
     *("freeze_feature_encoder", "freeze_audio_encoder", "pooled_dropout", "prediction_head"),
     *("max_duration_s", "bf16", "fp16", "seed"),
@@ -97,6 +97,7 @@ def fold_card(
     checkpoint = Path(checkpoint or _checkpoint(run_dir, own_dir, results))
     config, extractor = (_read(checkpoint / name) for name in ("config.json", "preprocessor_config.json"))
     recipe["label_template"] = recipe["label_template"] or config.get("label_template", "{label}")
+    recipe["phrasings"] = config.get("label_phrasings")  # those of init_from among them
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     limit_s = min(recipe["max_duration_s"], extractor.get("chunk_length", recipe["max_duration_s"]))
 

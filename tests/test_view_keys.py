@@ -38,6 +38,7 @@ CHANGED = {
     "audio_encoder": "wav2vec2 with other weights",
     "text_encoder": "another folder",
     "label_template": "this is {label}",
+    "phrasings": {"fear": ["afraid", "scared"]},
     "projection_dim": 4,
     "audio_layers": "1,2",
     "audio_pooling": "max",

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
-from lascl.configuration_lascl import LaSCLConfig, standardising
+from lascl.configuration_lascl import LaSCLConfig, checked_phrasings, standardising
 from lascl.data.corpora import check_entries
 from lascl.data.folds import Fold
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -72,6 +72,7 @@ WHEN_ABSENT = {
     "corpora": None,
     "corpus_exponent": 0.5,
     "final_model": False,
+    "phrasings": None,
 }
 # How the value of a field is read that older code wrote otherwise.
 READ_AS = {"standardise_audio": standardising}
@@ -166,6 +167,8 @@ class Recipe(Publishing):
             encoders (`audio_encoder` and `text_encoder` are then not used) and the fields of `FIXED_BY_WEIGHTS`. The
             labels are the corpus's; unless they are the checkpoint's own, its classifier starts anew.
         label_template: as in `LaSCLConfig`; by default that of `init_from`, else "{label}".
+        phrasings: `label_phrasings` of `LaSCLConfig`, as a mapping (JSON, on the command line); those of `init_from`
+            stay for words that have no entry here.
         freeze_feature_encoder: as in `LaSCLConfig`; by default frozen unless the encoder starts at random.
         lora_rank: above 0, the audio encoder is fine-tuned through low-rank adapters, see `lascl.training.lora`.
         push_to_hub, hub_model_id, hub_private_repo, hub_main, publish_text_encoder: of `Publishing`; not kept in
@@ -230,6 +233,9 @@ class Recipe(Publishing):
     label_template: str | None = HfArg(
         default=None, help="what the text encoder reads for a label; by default {label}, or as init_from has it"
     )
+    phrasings: dict[str, list[str]] | str | None = HfArg(
+        default=None, help="word -> phrases whose mean embedding stands for it, as JSON; others stand for themselves"
+    )
     projection_dim: int = HfArg(default=256, help="width of the joint space")
     audio_layers: str = HfArg(
         default="last", help="last; weighted: a learned sum of all layers; or some, concatenated, such as 1,2,3"
@@ -270,10 +276,10 @@ class Recipe(Publishing):
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        for name in ("corpora", "corpus_options", "labels", "audio_encoder", "text_encoder"):
+        for name in ("corpora", "corpus_options", "labels", "audio_encoder", "text_encoder", "phrasings"):
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-                setattr(self, name, yaml.safe_load(value))  # JSON on the command line is YAML too
+                setattr(self, name, _json(name, value))
         if isinstance(self.labels, str):
             self.labels = [label.strip() for label in self.labels.split(",")]
         self._say_what_was_meant()
@@ -283,6 +289,7 @@ class Recipe(Publishing):
         self.folds = str(self.folds).strip("[]")
         self.audio_layers = str(self.audio_layers).strip("[]").replace(" ", "")
         self.standardise_audio = standardising(self.standardise_audio)
+        self.phrasings = checked_phrasings(self.phrasings, "phrasings")
         if self.init_from:
             self.audio_encoder = self.audio_encoder_revision = self.text_encoder = self.text_encoder_revision = None
         elif self.label_template is None:
@@ -386,7 +393,8 @@ class Recipe(Publishing):
     def model_config(self) -> dict:
         """Keyword arguments of `from_encoders`: the fields that are `LaSCLConfig`'s, less what `init_from` decides."""
         fields = set(LaSCLConfig.field_defaults()) - {"text_encoder"}
-        return {name: value for name, value in vars(self).items() if name in fields and value is not None}
+        told = {**vars(self), "label_phrasings": self.phrasings}
+        return {name: value for name, value in told.items() if name in fields and value is not None}
 
     def fold_numbers(self, folds: Sequence[Fold]) -> list[int]:
         """The numbers of the chosen ones of these folds, ascending; empty for `none`.
@@ -600,6 +608,15 @@ def _read_recipe(path: Path) -> dict:
             except ValueError:
                 raise ValueError(f"{path}: {name} must be a number; found {value!r}.") from None
     return fields
+
+
+def _json(name: str, text: str) -> dict | list:
+    """What a field's JSON on the command line says."""
+    try:
+        return yaml.safe_load(text)  # JSON is YAML too
+    except yaml.YAMLError as error:
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{name} is no valid JSON ({reason}); found {text!r}.") from None
 
 
 def _without_other_corpora(fields: dict, typed: dict) -> dict:

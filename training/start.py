@@ -221,9 +221,10 @@ def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAu
     """A LaSCL checkpoint with the recipe's losses, to be trained on these labels."""
     settings = {name: value for name, value in recipe.model_config().items() if name in LOSS_FIELDS}
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32, **settings)
-    template = recipe.label_template or model.config.label_template
-    if (labels, template) != (model.config.labels, model.config.label_template):
-        model.lascl.set_labels(labels, template)
+    config, phrasings = model.config, recipe.phrasings or {}
+    template, old = recipe.label_template or config.label_template, config.label_phrasings or {}
+    if (labels, template, {**old, **phrasings}) != (config.labels, config.label_template, old):
+        model.lascl.set_labels(labels, template, phrasings)
     if model.config.classifier_labels is not None:
         model.classifier = torch.nn.Linear(model.classifier.in_features, len(labels))
         model._init_weights(model.classifier)
