@@ -57,6 +57,12 @@ FIGURES = {
 }
 
 
+def _commit_of(fold_dir: Path | None) -> str | None:
+    """That of the code which finished a fold; None where there is none, or it is not finished."""
+    is_finished = fold_dir is not None and (fold_dir / "metrics.json").is_file()
+    return _read(fold_dir / "metrics.json")["commit"] if is_finished else None
+
+
 def fold_card(
     run_dir: str | Path, fold_number: int | None, repo_id: str | None = None, *, checkpoint: str | Path | None = None
 ) -> ModelCard:
@@ -101,9 +107,7 @@ def fold_card(
     labels = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
     limit_s = min(recipe["max_duration_s"], extractor.get("chunk_length", recipe["max_duration_s"]))
 
-    commit = environment["commit"]
-    if fold_number and (own_dir / "metrics.json").is_file():
-        commit = _read(own_dir / "metrics.json")["commit"]
+    commit = _commit_of(own_dir if fold_number else None) or environment["commit"]
     own, table = _own_scores(run_dir, fold_number, labels, protocol)
     if results:
         table += _over_corpora(results) if "corpora" in results else _over_folds(run_dir, results)
