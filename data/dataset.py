@@ -72,7 +72,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         self.corpora, self.label_masks = None, None
         self._name_labels(corpus, rows, words)
         self.durations_s = [min(duration_s, max_duration_s) for duration_s in durations_s]
-        self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, max_duration_s, seed
+        self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, float(max_duration_s), seed
         self.num_views = 1 if augmentation == "none" else num_views
         self.augmentation_period = 1 if self.num_views == 1 else augmentation_period
         self.augmentation_name, self.augmentation = augmentation, build_augmentation(augmentation, sampling_rate)

@@ -351,6 +351,17 @@ def test_a_setting_that_nobody_has_named_counts(fields, clips):
     assert len(set(names)) == len(names)
 
 
+def test_a_limit_in_whole_seconds_is_the_same_however_it_is_written(fields, clips):
+    """A recipe's 10 is the default's 10.0."""
+    corpus, extractor = load_corpus("csv", clips), AutoFeatureExtractor.from_pretrained(fields["audio_encoder"])
+    model = LaSCLForAudioClassification.from_encoders(fields["audio_encoder"], fields["text_encoder"], ["a", "b"]).lascl
+    names = set()
+    for limit_s in (10, 10.0):
+        speech = SpeechDataset(corpus, [0, 1], sampling_rate=RATE, max_duration_s=limit_s)
+        names |= {pooled.view_keys(model, speech, extractor)[0, 0]}
+    assert len(names) == 1
+
+
 def test_a_dry_run_names_as_many_views_as_a_study_encodes(begin, fields, tmp_path):
     """Of four variants, one changes nothing that is heard, and one the drawn views alone."""
     options = [f"--{name}={value}" for name, value in fields.items() if name not in ("seed", "max_duration_s")]
