@@ -13,6 +13,7 @@ from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus, train
 from lascl.data import read_audio
+from lascl.studies.corpora import corpora_table, summarise_corpora
 from lascl.study import main
 
 
@@ -145,3 +146,28 @@ def test_unknown_floors_are_refused(tmp_path, capsys):
         main([str(tmp_path / "study.yaml")])
     assert exit.value.code == 2
     assert "floors must be a list of logistic_regression; found ['forest']" in capsys.readouterr().err
+
+
+def test_a_model_of_one_corpus_stands_beside_that_of_several(tmp_path):
+    mean = {"ua": 0.5, "se": {"ua": 0.02}}
+    several = {"corpora": {"calls": {"ua": 0.4}, "emodb": {"ua": 0.6}}, "mean_over_corpora": mean}
+    runs = {"all": several, "calls alone": {"pooled": {"ua": 0.3}}, "EmoDB alone": {"pooled": {"ua": 0.7}}}
+    where = {"calls alone": {"data_dir": "data/calls", "corpus": "csv"}, "EmoDB alone": {"corpus": "emodb"}}
+    for name, results in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+        (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump(where.get(name, {})))
+    rows = summarise_corpora({name: [tmp_path / name] for name in runs})
+    assert [{corpus: told["mean"] for corpus, told in row["corpora"].items()} for row in rows] == [
+        {"calls": 0.4, "emodb": 0.6},
+        {"calls": 0.3},
+        {"emodb": 0.7},
+    ]
+    table = corpora_table(rows, [42]).splitlines()
+    assert table[:1] + table[2:5] == [
+        "| UA by corpus | calls | emodb | mean |",
+        "| all | 40.0 | 60.0 | **50.0** ± 2.0 |",
+        "| calls alone | 30.0 | - | - |",
+        "| EmoDB alone | - | 70.0 | - |",
+    ]
+    assert summarise_corpora({"EmoDB alone": [tmp_path / "EmoDB alone"]}) is None
