@@ -15,8 +15,8 @@ from transformers.utils import logging
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.console import unless_pipe_closes
 from lascl.data import Fold, load_corpora
-from lascl.data.words import corpus_names
-from lascl.evaluation.predictions import PROBABILITY, read_predictions, score_rows
+from lascl.data.words import corpus_names, own_words
+from lascl.evaluation.predictions import PROBABILITY, labels_of, read_predictions, score_rows
 from lascl.hub.card import DECIMALS, METRICS
 from lascl.training.prediction import predict_fold
 from lascl.training.recipe import Recipe
@@ -143,7 +143,8 @@ def verify(folder: str | Path, corpus: datasets.Dataset, *, batch_size: int = 8)
     if lacking:
         raise ValueError(f"{folder}/predictions.csv has no column {lacking[0]!r}.")
     faults = [fault for row in rows for fault in _differences(published[row["id"]], row, config.prediction_head)]
-    scores = score_rows(list(published.values()), labels)
+    answers, own = list(published.values()), own_words(corpus)
+    scores = score_rows(answers, labels_of(answers, labels, own), own=own)
     for score, (metric, name, _) in METRICS.items():
         claimed = float(claims[metric].metric_value)
         if not abs(claimed - scores[score]) <= 0.501 * 10**-DECIMALS:  # half a unit of the last decimal

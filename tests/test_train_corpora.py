@@ -2,6 +2,7 @@
 was cut off, the model of everything."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from conftest import cut_off, read_csv
 from transformers import AutoConfig
 
 from lascl.hub.card import fold_card
+from lascl.hub.verify import main as lascl_verify
 from lascl.train import main
 from lascl.training import fold as fold_module
 from lascl.training.prepare import divide, read_corpus
 from lascl.training.recipe import parse_recipe
+from lascl.training.run_directory import write_csv
 
 
 SHARED_WORDS = ["anger", "neutral"]
@@ -197,3 +200,50 @@ def test_the_card_names_every_corpus_with_its_licence(finished, tmp_path):
     told = json.loads(command.split("--corpora '")[1].split("'")[0])
     assert [entry["name"] for entry in told] == ["acted", "calls", "emodb"] and "data_dir" not in told[0]
     assert told[0]["labels"] == SHARED_WORDS and command.endswith("--data_dir FOLDER")
+
+
+@pytest.fixture(scope="module")
+def unheard(three_corpora, options, tmp_path_factory):
+    """A fold that tests `acted`, whose calm nothing in its training has."""
+    run_dir = tmp_path_factory.mktemp("runs") / "unheard"
+    command = ["emodb", "--corpora", json.dumps(three_corpora), *options, "--folds", "acted"]
+    run(*command, "--output_dir", run_dir)
+    return run_dir
+
+
+def test_words_that_nobody_trained_are_answered_and_belong_to_no_checkpoint(unheard):
+    learned = ["anger", "annoyed", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]
+    assert AutoConfig.from_pretrained(unheard / "fold-1" / "checkpoint").labels == learned
+    rows = read_csv(unheard / "fold-1" / "predictions.csv")
+    assert {row["reference"] for row in rows} == {"anger", "calm", "neutral"} and len(rows) == 18
+    assert all(float(row["probability_calm"]) > 0 and row["probability_classifier_calm"] == "" for row in rows)
+    assert {row["prediction"] for row in rows} <= {"anger", "calm", "neutral"}
+
+
+def test_verify_knows_several_corpora(unheard, three_corpora, tmp_path, capsys):
+    """A word that the checkpoint does not have is embedded again; what was changed is named."""
+
+    def verify(folder, corpora):
+        with pytest.raises(SystemExit) as exit:
+            lascl_verify([str(folder), "--corpora", json.dumps(corpora)])
+        output = capsys.readouterr()
+        return exit.value.code, output.out + output.err
+
+    folder = shutil.copytree(unheard / "fold-1" / "checkpoint", tmp_path / "published")
+    shutil.copy(unheard / "fold-1" / "predictions.csv", folder)
+    card = fold_card(unheard, 1, "org/many")
+    card.save(folder / "README.md")
+    code, printed = verify(folder, three_corpora)
+    assert code == 0 and "holds" in printed, printed
+    # By hand: the share of 18 right.
+    rows = read_csv(folder / "predictions.csv")
+    right = sum(row["prediction"] == row["reference"] for row in rows)
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results}["accuracy"] == round(right / 18, 4)
+    rows[3]["probability_calm"] = str(float(rows[3]["probability_calm"]) + 0.01)
+    rows[4]["probability_classifier_calm"] = "0.5"
+    write_csv(folder / "predictions.csv", rows)
+    code, printed = verify(folder, three_corpora)
+    assert code == 1 and f"{rows[3]['id']}, probability_calm" in printed, printed
+    assert f"{rows[4]['id']}, probability_classifier_calm" in printed
+    code, printed = verify(folder, three_corpora[:1])
+    assert code == 2 and "Give the corpus, or the corpora" in printed
