@@ -297,8 +297,9 @@ def test_each_field_of_a_checkpoint_that_makes_a_view_is_in_its_name_and_no_othe
     assert telling == {"audio_config", "audio_layers", "audio_pooling", "audio_window", "chunk_length", "padding_value"}
 
 
-def test_an_encoding_is_announced_with_its_views_time_and_disk(recipe, tmp_path, capsys):
-    """Of 70 utterances a clean view and, in two epochs, an augmented one; a batch of one is a batch of the count."""
+def test_an_encoding_is_announced_with_its_views_time_and_disk(recipe, tmp_path, capsys, monkeypatch):
+    """Of 70 utterances a clean view and, in two epochs, an augmented one; in batches of one there are enough to time."""
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
     frozen = [*recipe, "--freeze_audio_encoder", "true", "--augmentation", "gain", "--augmentation_period", "2"]
     frozen += ["--per_device_eval_batch_size", "1", "--views_dir", str(tmp_path / "views")]
     run(train.main, *frozen, "--output_dir", tmp_path / "run")
@@ -307,3 +308,39 @@ def test_an_encoding_is_announced_with_its_views_time_and_disk(recipe, tmp_path,
     assert f"kept in {tmp_path / 'views'}" in told and "it goes on where it was" in told
     run(train.main, *frozen, "--output_dir", tmp_path / "again")
     assert "views of" not in capsys.readouterr().out
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_after", [3, 20])
+def test_a_kill_while_encoding_loses_nothing(recipe, tmp_path, heard, monkeypatch, stopped_after):
+    """Of 28 batches of five views, those that were heard are not heard again; the views are those of an undisturbed
+    run, bit for bit."""
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
+    monkeypatch.setattr("lascl.training.views.NOTED_EVERY_S", 0.0, raising=False)
+    frozen = [*recipe, "--freeze_audio_encoder", "true", "--augmentation", "gain", "--augmentation_period", "1"]
+    frozen += ["--per_device_eval_batch_size", "5"]
+    straight = [*frozen, "--output_dir", str(tmp_path / "straight"), "--views_dir", str(tmp_path / "straight-views")]
+    interrupted = [*frozen, "--output_dir", str(tmp_path / "run"), "--views_dir", str(tmp_path / "views")]
+    run(train.main, *straight)
+    heard.clear()
+    counted = LaSCLModel.forward
+
+    def killed(self, *args, **kwargs):
+        if len(heard) == stopped_after:
+            raise Killed
+        return counted(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(LaSCLModel, "forward", killed)
+        train.main(interrupted)
+    heard.clear()
+    run(train.main, *interrupted)
+    assert sum(heard) == 140 - 5 * stopped_after
+    blocks = sorted(path.name for path in (tmp_path / "views").glob("*.npy"))
+    assert blocks == sorted(path.name for path in (tmp_path / "straight-views").glob("*.npy")) and len(blocks) == 2
+    for name in blocks:
+        assert (tmp_path / "views" / name).read_bytes() == (tmp_path / "straight-views" / name).read_bytes()
+    assert not list((tmp_path / "views").glob(".*"))

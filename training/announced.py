@@ -78,7 +78,7 @@ def announcement_of(
         f"Encoding {num_views} views of {num_utterances} utterances ({', '.join(of)}): {told}{size_gb:.3f} GB, {where}."
     ]
     if store:
-        sentences.append("Stopped meanwhile, it goes on where it was.")
+        sentences += ["Stopped meanwhile, it goes on where it was."] if args.world_size == 1 else []
         if size_gb * GB > store.most_bytes:
             sentences.append(f"That is more than --views_gb {store.most_bytes / GB:g} keeps.")
     if seconds > LONG_S:

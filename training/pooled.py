@@ -350,8 +350,13 @@ def embed_views(
             waits = store is not None and state.num_processes == 1
             with store.making(key) if waits else nullcontext():
                 if not (waits and _is_known(key, view_cache, store)):
-                    batches = _embed(model, OneView(part, mine, *place), collator, args, progress)
-                    view_cache[key] = _keep(batches, key, (len(part), model.config.pooled_size), store)
+                    shape = (len(part), model.config.pooled_size)
+                    # Alone, a kill loses nothing: what an earlier start has written of the block is not heard again.
+                    batch_size = args.per_device_eval_batch_size if waits else None
+                    num_begun = store.begun(key, *shape, batch_size) if waits else 0
+                    progress.update(num_begun)
+                    batches = _embed(model, OneView(part, mine[num_begun:], *place), collator, args, progress)
+                    view_cache[key] = _keep(batches, key, shape, store, batch_size)
     model.train(was_training)
     if store is not None and todo:
         store.shrink()
@@ -399,13 +404,15 @@ def _embed(model, dataset: OneView, collator, args, progress) -> Iterator[tuple[
         progress.update(len(labels))
 
 
-def _keep(batches, key: str, shape: tuple[int, int], store: ViewStore | None) -> torch.Tensor | Block:
+def _keep(
+    batches, key: str, shape: tuple[int, int], store: ViewStore | None, batch_size: int | None
+) -> torch.Tensor | Block:
     """A block (N, d_a) of what all processes have embedded, in the store if there is one."""
     state = PartialState()
     if state.num_processes > 1:
         batches = gather_object(list(batches))
     if store is not None and state.is_local_main_process:
-        with store.writing(key, *shape) as write:
+        with store.writing(key, *shape, batch_size=batch_size) as write:
             for rows, pooled in batches:
                 write(rows, pooled)
     if store is not None:

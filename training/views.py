@@ -34,8 +34,9 @@ from lascl.training.run_directory import write_json
 logger = logging.get_logger(__name__)
 GB = 10**9
 # Blocks, their checksums, the locks under which they are made, and what a process left that was killed meanwhile.
-OURS = re.compile(r"[0-9a-f]{32}\.(npy|json|lock)|\.[0-9a-f]{32}\.(npy|json)\.\d+")
+OURS = re.compile(r"[0-9a-f]{32}\.(npy|json|lock)|\.{1,2}[0-9a-f]{32}\.(npy|json)(\.part)?(\.\d+)?")
 ABANDONED_AFTER_S = 3600.0  # a file to which nothing was written for so long
+NOTED_EVERY_S = 1.0  # how much of a block was written: what a kill costs at most
 READ_AT_ONCE = 2**24  # bytes, to check a file
 # Bytes of rows that were read, after which a file's pages are let go: about six times as many are in memory by then, as
 # the system maps what lies around each.
@@ -144,22 +145,47 @@ class ViewStore:
         """Held while a block is made: another process that wants it waits, and finds it."""
         return FileLock(self.folder / f"{key}.lock")
 
-    @contextlib.contextmanager
-    def writing(self, key: str, num_rows: int, width: int) -> Iterator[Callable[[Sequence[int], torch.Tensor], None]]:
-        """What takes numbers of rows and (n, width) of their content, each row once; at the end the block is there."""
-        temporary = self.folder / f".{key}.npy.{os.getpid()}"
+    def begun(self, key: str, num_rows: int, width: int, batch_size: int) -> int:
+        """How many rows of this block an earlier start has written, which was killed, in batches of this size."""
+        part, note = (self.folder / f".{key}.{ending}.part" for ending in ("npy", "json"))
         try:
-            with open(temporary, "wb") as file:
+            told = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+        is_this = part.is_file() and (told["shape"], told["batch_size"]) == ([num_rows, width], batch_size)
+        return told["rows"] if is_this else 0
+
+    @contextlib.contextmanager
+    def writing(
+        self, key: str, num_rows: int, width: int, *, batch_size: int | None = None
+    ) -> Iterator[Callable[[Sequence[int], torch.Tensor], None]]:
+        """What takes numbers of rows and (n, width) of their content, each row once; at the end the block is there.
+
+        Args:
+            batch_size: rows come in one order and in batches of this size, whenever the block is written: then a kill
+                leaves what was written, and the rows that were `begun` are not asked for again. To be used by one
+                process at a time (`making`).
+        """
+        note = self.folder / f".{key}.json.part"
+        temporary = self.folder / f".{key}.npy.{'part' if batch_size else os.getpid()}"
+        num_written = self.begun(key, num_rows, width, batch_size) if batch_size else 0
+        try:
+            with open(temporary, "r+b" if num_written else "wb") as file:
                 shape = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
                 np.lib.format.write_array_header_1_0(file, shape)
-                start, num_written = file.tell(), 0
+                start, noted = file.tell(), time.monotonic()
 
                 def write(rows: Sequence[int], content: torch.Tensor):
-                    nonlocal num_written
+                    nonlocal num_written, noted
                     for row, values in zip(rows, content.numpy().astype("<f4", copy=False), strict=True):
                         file.seek(start + 4 * width * row)
                         file.write(values.tobytes())
                         num_written += 1
+                    if batch_size and time.monotonic() - noted >= NOTED_EVERY_S:
+                        file.flush()
+                        os.fsync(file.fileno())
+                        write_json(note, {"shape": [num_rows, width], "batch_size": batch_size, "rows": num_written})
+                        noted = time.monotonic()
 
                 yield write
                 if num_written != num_rows:
@@ -169,8 +195,10 @@ class ViewStore:
             about = {"size": temporary.stat().st_size, "crc32": _checksum(temporary), "shape": [num_rows, width]}
             os.replace(temporary, self.folder / f"{key}.npy")
             write_json(self.folder / f"{key}.json", about)
+            note.unlink(missing_ok=True)
         finally:
-            temporary.unlink(missing_ok=True)
+            if not batch_size:
+                temporary.unlink(missing_ok=True)
 
     def blocks(self) -> list[tuple[float, int, str]]:
         """When each block was last used, its bytes and its name; the longest ago first."""
