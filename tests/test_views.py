@@ -298,7 +298,7 @@ def test_each_field_of_a_checkpoint_that_makes_a_view_is_in_its_name_and_no_othe
 
 
 def test_an_encoding_is_announced_with_its_views_time_and_disk(recipe, tmp_path, capsys, monkeypatch):
-    """Of 70 utterances a clean view and, in two epochs, an augmented one; in batches of one there are enough to time."""
+    """Of 70 utterances a clean view and, in two epochs, an augmented one; of batches of one there are enough."""
     monkeypatch.setattr(train, "write_report", lambda *_: None)
     frozen = [*recipe, "--freeze_audio_encoder", "true", "--augmentation", "gain", "--augmentation_period", "2"]
     frozen += ["--per_device_eval_batch_size", "1", "--views_dir", str(tmp_path / "views")]

@@ -82,7 +82,9 @@ def announcement_of(
         if size_gb * GB > store.most_bytes:
             sentences.append(f"That is more than --views_gb {store.most_bytes / GB:g} keeps.")
     if seconds > LONG_S:
-        sentences.append(f"Shorter by {', '.join(_ways(speech, epochs))}.")
+        has_window = model.config.audio_config.model_type == "whisper" and model.config.audio_window == "fixed"
+        ways = [*(["--audio_window utterance"] if has_window else []), *_ways(speech, epochs)]
+        sentences.append(f"Shorter by {', '.join(ways)}.")
     return " ".join(sentences)
 
 
