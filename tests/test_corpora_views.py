@@ -141,3 +141,13 @@ def test_a_corpus_has_the_same_names_whatever_lies_beside_it_and_those_it_has_al
             names[told, part.ids[0].split("/")[0]] = list(keys.values())
     assert names["both", "left"] == names["left alone", "left"] == names["without a column", "left"]
     assert not set(names["both", "left"]) & set(names["both", "right"])
+
+
+def test_a_clean_view_has_one_name_whatever_its_utterance_is_called(model, collator, two_corpora):
+    """Alone a corpus's ids have no prefix. What is drawn for an augmented view follows from the id."""
+    left = part_of(two_corpora, "left").remove_columns("corpus")
+    renamed = left.map(lambda row: {"id": row["id"].removeprefix("left/")})
+    assert renamed["id"][:] != left["id"][:]
+    names = [pooled.view_keys(model.lascl, speech_of(table), collator.feature_extractor) for table in (left, renamed)]
+    assert names[0].keys() == names[1].keys() and len(names[0]) == 3
+    assert [place for place in names[0] if names[0][place] == names[1][place]] == [(0, 0)]

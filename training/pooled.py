@@ -249,11 +249,11 @@ def view_keys(
     """The name of every block of `speech`, which is one corpus, by view and epoch: a hash of all that its pooled audio
     follows from.
 
-    That are what is in the files, wherever they lie, their ids, the limit of their length and the sampling rate; for an
-    augmented view also the augmentation's settings, its seed, the view and the epoch; the feature extractor's settings;
-    the model's configuration and its weights up to the pooled audio before it is standardised; precision and versions.
-    Two blocks of one name are alike; what only rounds otherwise (the size of batches, the number of processes) is no
-    part of it. Equal in every process and after every start.
+    That are what is in the files, wherever they lie, the limit of their length and the sampling rate; for an augmented
+    view also the utterances' ids, the augmentation's settings, its seed, the view and the epoch; the extractor's
+    settings; the model's configuration and its weights up to the pooled audio before it is standardised; precision and
+    versions. Two blocks of one name are alike; what only rounds otherwise (the size of batches, the number of
+    processes) is no part of it. Equal in every process and after every start.
 
     Args:
         weights: stands for the model's weights where they are not there to be looked at (a model on the device `meta`).
@@ -263,7 +263,7 @@ def view_keys(
     settings["paths"] = [hashes[str(path)] for path in speech.paths]
     # Built anew, because a transform keeps what it drew last.
     settings["augmentation"] = build_augmentation(speech.augmentation_name, speech.sampling_rate)
-    drawn = [settings.pop(name) for name in ("augmentation_name", "augmentation", "seed")]
+    drawn = [settings.pop(name) for name in ("ids", "augmentation_name", "augmentation", "seed")]
     clean = _digest(
         {
             "data": settings,
