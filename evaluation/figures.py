@@ -449,7 +449,7 @@ def _scatter_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int
             )
         if run.own_words:
             name = label if label in trained else f"{label}*"
-            place = {"xytext": (0, 7 if large else 4), "textcoords": "offset points", "ha": "center"}
+            place = {"xytext": (0, 9 if large else 6), "textcoords": "offset points", "ha": "center"}
             axes.annotate(name, (x, y), fontsize=8 if large else 5, zorder=4, **place)
     axes.set(xticks=[], yticks=[])
     axes.margins(0.08)

@@ -51,8 +51,8 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
         (`lascl.evaluation.speaker_interval`), None for a score that is the same whichever speakers are drawn, and
         None instead of all three with one speaker; `mean` and `std`: over the folds (`std` with
         n - 1, 0 for one fold); `improvised`, where `protocol.json` tells which utterances are (IEMOCAP): as `pooled`,
-        of these alone. Of several corpora what `scores_by_corpus` says, and `transductive` where audio of the tested
-        side was used (`protocol.json`). Fractions in [0, 1].
+        of these alone. Of several corpora what `scores_by_corpus` says, and of each fold the `corpora` that it tests;
+        `transductive` where audio of the tested side was used (`protocol.json`). Fractions in [0, 1].
 
     Raises:
         ValueError: an utterance that was tested twice, no utterance in a fold, or a label that is none.
@@ -67,7 +67,9 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
     folds = []
     for number, of_fold in runs_folds.items():
         try:
-            folds.append({"fold": number, **score_rows(of_fold, labels_of(of_fold, labels, own), head, own)})
+            scores = score_rows(of_fold, labels_of(of_fold, labels, own), head, own)
+            tested = {"corpora": sorted({row["corpus"] for row in of_fold})} if own else {}
+            folds.append({"fold": number, **tested, **scores})
         except ValueError as error:
             raise ValueError(f"fold-{number}/predictions.csv: {error}") from None
     improvised = [row for row in rows if row["id"] in set(told.get("improvised_ids", ()))]
@@ -113,26 +115,34 @@ def results_cells(results: dict) -> tuple[list[str], list[list[str]], list[str]]
         lacks.
     """
     head = ["fold", "utterances", "WA", "UA", "macro-F1", "WA, classifier", "UA, classifier"]
-    rows = [[str(fold["fold"]), str(fold["n"]), *map(per_cent, _columns(fold))] for fold in results["folds"]]
+    rows = [[_named_fold(fold), str(fold["n"]), *map(per_cent, _columns(fold))] for fold in results["folds"]]
     means = [per_cent(mean) for mean in _columns(results["mean"])]
     if len(results["folds"]) > 1:
         means = [f"{mean} ± {per_cent(std)}" for mean, std in zip(means, _columns(results["std"]))]
     pooled = results["pooled"]
     together = {"pooled": pooled, "improvised only, pooled": results.get("improvised")}
+    if "corpora" in results:  # whose words differ: a mean over classes of several would speak of none
+        together = {}
     rows += [
         ["mean over folds", "", *means],
         *([name, str(scores["n"]), *_pooled_cells(scores)] for name, scores in together.items() if scores),
     ]
     notes = []
-    if any((pooled["intervals"] or {}).values()):
+    if together and any((pooled["intervals"] or {}).values()):
         notes.append(f"In brackets: 95 % interval over the {pooled['num_speakers']} speakers.")
-    notes += dict.fromkeys(f"{why_no_interval(pooled)}." for name in SCORES if not interval_of(pooled, name))
+    missing = [name for name in SCORES if together and not interval_of(pooled, name)]
+    notes += dict.fromkeys(f"{why_no_interval(pooled)}." for name in missing)
     notes += [
         f"Fold {fold['fold']} has no true {', '.join(fold['absent'])}: left out of its UA and macro-F1."
         for fold in results["folds"]
         if fold["absent"]
     ]
     return head, rows, notes
+
+
+def _named_fold(fold: dict) -> str:
+    """A fold's number and, of several corpora, those that it tests."""
+    return " ".join([str(fold["fold"]), *([f"({', '.join(fold['corpora'])})"] if "corpora" in fold else [])])
 
 
 def corpora_cells(results: dict) -> tuple[list[str], list[list[str]], list[str]] | None:
@@ -188,7 +198,7 @@ def results_table(results: dict) -> str:
 
 
 def _markdown(head: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *rows)]
+    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") for cells in (head, *rows)]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 

@@ -188,6 +188,7 @@ def test_the_error_of_the_mean(left_out, tmp_path):
 def test_folds_score_the_words_of_what_they_test(results, left_out):
     for fold, rows in zip(results["folds"], left_out.values()):
         assert [label for label in fold["labels"] if label] == OWN[rows[0]["corpus"]]
+        assert fold["corpora"] == [rows[0]["corpus"]]
         assert_scores(fold, rows, errors=False)
     assert [label for label in results["pooled"]["labels"] if label] == WORDS
 
@@ -242,6 +243,7 @@ def test_the_table_has_a_row_a_corpus_and_marks_what_is_transductive(left_out, r
         ("UA, all words", results["corpora"]["emo"]["all_words"]["ua"]),
     ):
         assert emo[column].startswith(f"{100 * value:.1f} [") and emo[column] in table
+    assert "| 1 (emo) | 24 |" in table and "pooled" not in table  # a mean over classes of several corpora
     assert "not of other corpora" in table and "Transductive" not in table
     told = summarise_run(write_run(tmp_path / "run", left_out, protocol={"transductive": True}), WORDS)
     assert told["transductive"] is True and "Transductive: unlabelled audio of the tested side" in results_table(told)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import in_two_processes
 from datasets import concatenate_datasets
 from transformers import AutoFeatureExtractor
 
@@ -151,3 +152,27 @@ def test_a_clean_view_has_one_name_whatever_its_utterance_is_called(model, colla
     names = [pooled.view_keys(model.lascl, speech_of(table), collator.feature_extractor) for table in (left, renamed)]
     assert names[0].keys() == names[1].keys() and len(names[0]) == 3
     assert [place for place in names[0] if names[0][place] == names[1][place]] == [(0, 0)]
+
+
+def embed_a_share(table, audio_encoder, text_encoder, folder):
+    """What each process comes to know of all views, saved by its number."""
+    torch.manual_seed(0)
+    model = LaSCLForAudioClassification.from_encoders(audio_encoder, text_encoder, ["a", "b"])
+    collator = SpeechCollator(AutoFeatureExtractor.from_pretrained(audio_encoder))
+    args = LaSCLTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, global_batch_size=4)
+    blocks = pooled.embed_views(model, speech_of(table), collator, {}, args)
+    whole = {place: block[list(range(len(table)))] for place, block in blocks.items()}
+    torch.save(whole, folder / f"{args.process_index}.pt")
+
+
+def test_two_processes_embed_each_corpus_as_one_does(
+    audio_encoders, text_encoder, model, collator, args, two_corpora, tmp_path
+):
+    table = mixed(two_corpora)
+    in_two_processes(embed_a_share, table, audio_encoders["wav2vec2-layer"], text_encoder, tmp_path)
+    alone = pooled.embed_views(model, speech_of(table), collator, {}, args)
+    for number in (0, 1):
+        found = torch.load(tmp_path / f"{number}.pt")
+        assert found.keys() == alone.keys()
+        for place, block in found.items():
+            torch.testing.assert_close(block, alone[place][list(range(len(table)))], rtol=1e-4, atol=1e-5)
