@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import transformers
@@ -89,6 +89,11 @@ def checked_phrasings(phrasings: Mapping | None, name: str = "label_phrasings") 
     return {word: list(phrases) for word, phrases in phrasings.items()} or None
 
 
+def words_key(words: Iterable[str]) -> str:
+    """Under what `label_temperatures` has a set of words."""
+    return ", ".join(sorted(words))
+
+
 def is_folder_name(name: str) -> bool:
     """Whether this names a folder, there or not, rather than a repository on the Hub."""
     return os.path.isdir(name) or HUB_NAME.fullmatch(name) is None
@@ -147,6 +152,10 @@ class LaSCLConfig(PretrainedConfig):
             Whether the whole audio encoder stays as it was pre-trained: projections and classifier alone are trained.
         contrastive_temperature (`float`, *optional*, defaults to 0.07):
             tau of eq. 4, above 0. Also scales the label logits.
+        label_temperatures (`dict[str, float]`, *optional*):
+            What divides the cosines of the label head instead of `contrastive_temperature` when it answers certain
+            words, by these words, sorted and joined by ", ": as `lascl-words` fits it to labelled recordings. It
+            changes probabilities, never which word is the likeliest, and nothing in training.
         contrastive_weight (`float`, *optional*, defaults to 0.5):
             lambda_1 of eq. 9, in [0, 1]. 0 leaves cross entropy alone, 1 leaves it out.
         divergence_weight (`float`, *optional*, defaults to 0.1):
@@ -176,7 +185,7 @@ class LaSCLConfig(PretrainedConfig):
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
     # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
     # needs none of them still loads under the code of the first ones.
-    _later_fields = ("contrastive_reduction", "audio_window", "pooled_dropout", "label_phrasings")
+    _later_fields = ("contrastive_reduction", "audio_window", "pooled_dropout", "label_phrasings", "label_temperatures")
 
     def __init__(
         self,
@@ -197,6 +206,7 @@ class LaSCLConfig(PretrainedConfig):
         freeze_feature_encoder: bool = True,
         freeze_audio_encoder: bool = False,
         contrastive_temperature: float = 0.07,
+        label_temperatures: dict[str, float] | None = None,
         contrastive_weight: float = 0.5,
         divergence_weight: float = 0.1,
         contrastive_reduction: str = "mean",
@@ -224,6 +234,7 @@ class LaSCLConfig(PretrainedConfig):
         self.freeze_feature_encoder = freeze_feature_encoder
         self.freeze_audio_encoder = freeze_audio_encoder
         self.contrastive_temperature = contrastive_temperature
+        self.label_temperatures = label_temperatures or None
         self.contrastive_weight = contrastive_weight
         self.divergence_weight = divergence_weight
         self.contrastive_reduction = contrastive_reduction
@@ -330,6 +341,9 @@ class LaSCLConfig(PretrainedConfig):
             raise ValueError(f"pooled_dropout must lie in [0, 1); found {self.pooled_dropout}.")
         if not self.contrastive_temperature > 0:
             raise ValueError(f"contrastive_temperature must be above 0; found {self.contrastive_temperature}.")
+        for words, temperature in (self.label_temperatures or {}).items():
+            if not temperature > 0:
+                raise ValueError(f"label_temperatures must be above 0; found {temperature} for {words!r}.")
         if not 0 <= self.contrastive_weight <= 1:
             raise ValueError(f"contrastive_weight must lie in [0, 1]; found {self.contrastive_weight}.")
         if not self.divergence_weight >= 0:

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_lascl import REDUCTIONS, LaSCLConfig, checked_phrasings, is_folder_name
+from .configuration_lascl import REDUCTIONS, LaSCLConfig, checked_phrasings, is_folder_name, words_key
 from .encoders_lascl import (
     build_audio_encoder,
     check_window,
@@ -951,7 +951,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         Returns:
             `logits` of `config.prediction_head`, `class_logits`, `audio_embeds` and `pooled_audio`; in training and
             with `labels` also `label_embeds` (else `get_label_embeddings()` has them), with `labels` `loss` and
-            `terms`. Label logits are sim(z, e_k) / contrastive_temperature, so that argmax is eq. 10 and softmax a
+            `terms`. Label logits are sim(z, e_k) / `label_temperature`, which is contrastive_temperature unless
+            another was fitted for these words (`label_temperatures`), so that argmax is eq. 10 and softmax a
             probability. `class_logits` is `None` once other labels than the classifier's were set.
 
         Raises:
@@ -972,7 +973,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         logits = class_logits
         if self.config.prediction_head == "label":
             with _without_autocast(embedded.audio_embeds.device.type):
-                logits = embedded.audio_embeds @ embedded.label_embeds.T / self.config.contrastive_temperature
+                logits = embedded.audio_embeds @ embedded.label_embeds.T / self.label_temperature
         loss, terms = None, None
         if labels is not None:
             loss, terms = self.joint_loss(
@@ -990,6 +991,13 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             terms=terms,
         )
         return output if self._returns_dict(return_dict) else output.to_tuple()
+
+    @property
+    def label_temperature(self) -> float:
+        """What divides the cosines of the label head: that of `config.label_temperatures` for these very words, in
+        whatever order, else `config.contrastive_temperature`."""
+        fitted = self.config.label_temperatures or {}
+        return fitted.get(words_key(self.config.labels), self.config.contrastive_temperature)
 
     def joint_loss(
         self,

@@ -115,7 +115,7 @@ class _FromSamples(nn.Module):
             return outputs.logits, outputs.audio_embeds
         # Product by product: a matrix product sums in an order that depends on where a label stands.
         similarity = (outputs.audio_embeds[:, None] * label_embeds).sum(dim=-1)  # (B, K)
-        return similarity / self.model.config.contrastive_temperature, outputs.audio_embeds
+        return similarity / self.model.label_temperature, outputs.audio_embeds
 
 
 @contextlib.contextmanager
@@ -464,7 +464,7 @@ def _describe(
         "labels": recogniser.labels,
         "label_template": config.label_template,
         "trained_labels": config.classifier_labels or recogniser.labels,
-        "contrastive_temperature": config.contrastive_temperature if with_labels else None,
+        "contrastive_temperature": recogniser.model.label_temperature if with_labels else None,
         "inputs": {key: dict(zip(("type", "shape", "meaning"), value)) for key, value in inputs.items()},
         "outputs": {key: dict(zip(("type", "shape", "meaning"), value)) for key, value in outputs.items()},
         "check": {

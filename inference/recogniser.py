@@ -192,7 +192,7 @@ class Recogniser:
             # Again, label by label: a kernel over all of them sums in an order that depends on where a label stands.
             label_embeds = self.model.get_label_embeddings().cpu().double()  # (K, D)
             cosines = [(embeds.double() * label).sum(dim=-1) for label in label_embeds]  # K times (B,)
-            logits = [cosine / self.model.config.contrastive_temperature for cosine in cosines]
+            logits = [cosine / self.model.label_temperature for cosine in cosines]
         else:
             logits = outputs.logits.cpu().double().unbind(dim=-1)
         highest = torch.stack(logits).amax(dim=0)  # (B,)

@@ -45,7 +45,7 @@ NO_PART_OF_A_VIEW = {
     # What becomes of pooled audio, what is trained, and names.
     "configuration": (
         *("text_config", "text_encoder", "text_encoder_revision", "text_pooling", "projection_dim"),
-        *("label_template", "label_phrasings"),
+        *("label_template", "label_phrasings", "label_temperatures"),
         *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
         *("label_anchors", "prediction_head", "classifier_labels", "id2label", "label2id"),
         *("freeze_feature_encoder", "freeze_audio_encoder", "standardise_audio", "pooled_dropout"),

@@ -222,6 +222,7 @@ def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAu
     settings = {name: value for name, value in recipe.model_config().items() if name in LOSS_FIELDS}
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32, **settings)
     config, phrasings = model.config, recipe.phrasings or {}
+    config.label_temperatures = None  # fitted to what it was
     template, old = recipe.label_template or config.label_template, config.label_phrasings or {}
     if (labels, template, {**old, **phrasings}) != (config.labels, config.label_template, old):
         model.lascl.set_labels(labels, template, phrasings)
