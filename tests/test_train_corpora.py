@@ -10,11 +10,10 @@ import yaml
 from conftest import cut_off, read_csv
 from transformers import AutoConfig
 
+import lascl.data
 from lascl.hub.card import fold_card
 from lascl.hub.verify import main as lascl_verify
 from lascl.train import main
-from lascl.training import fold as fold_module
-from lascl.training.prepare import divide, read_corpus
 from lascl.training.recipe import parse_recipe
 from lascl.training.run_directory import write_csv
 
@@ -95,17 +94,20 @@ def test_what_begins_is_said_of_each_corpus_and_fold(command, tmp_path, capsys):
 
 
 def test_words_that_nobody_trains_are_said_and_not_watched(three_corpora, command):
+    assert hasattr(lascl.data, "load_corpora"), "several corpora cannot be loaded"
+    from lascl.training.fold import watched_rows
+    from lascl.training.prepare import divide, read_corpus
+    from lascl.training.protocol import describe
+
     recipe = parse_recipe(["emodb", "--corpora", json.dumps(three_corpora), *command[3:], "--validation", "corpus"])[0]
     table, _ = read_corpus(recipe)
     acted, calls, emodb = folds = divide(recipe, table)
-    assert hasattr(fold_module, "watched_rows")
     names = table.features["label"].names
     # `acted` is tested and `calls` validates what EmoDB trained: anger and neutral, not annoyed.
-    watched = fold_module.watched_rows(table, acted)
+    watched = watched_rows(table, acted)
     assert list(watched) == ["validation"]
     assert {names[table["label"][row]] for row in watched["validation"]} == set(SHARED_WORDS)
     assert len(watched["validation"]) == 12 and len(acted.validation) == 18
-    from lascl.training.protocol import describe
 
     told = describe(recipe, table, folds, num_skipped=0)
     assert "Fold 1 tests calm, which nothing in its training has." in told["notes"]
