@@ -45,7 +45,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Puts the numbers of results/ into README and docs.
+# Puts the numbers of results/ and the docstrings of public names into README and docs.
 readme: .venv/installed
 	$(BIN)/python -m lascl.studies.readme README.md docs/*.md
 

@@ -1,16 +1,21 @@
-"""Puts the numbers of `results/` into README and docs: `python -m lascl.studies.readme README.md docs/*.md`.
+"""Puts `results/` and docstrings into README and docs: `python -m lascl.studies.readme README.md docs/*.md`.
 
 A block `<!-- results: NAME -->` ... `<!-- end of results -->` shows `results/NAME/`, a copy of the small files of a run
 directory or of a study; what it says is computed from the predictions there. A block `<!-- benchmark: NAME -->` ...
 `<!-- end of benchmark -->` shows the table of `results/benchmarks/NAME.json`; where no GPU was at hand there is no
-`gpu.json`, and the block says so. What uncommitted code made is refused.
+`gpu.json`, and the block says so. What uncommitted code made is refused. A block
+`<!-- api: lascl.score lascl.data.Fold -->` ... `<!-- end of api -->` has the signatures and docstrings of these names.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import pkgutil
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -21,6 +26,8 @@ from lascl.studies.tables import seed_runs, study_table, summarise_study
 
 RUNS = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 BENCHMARKS = re.compile(r"(<!-- benchmark: (?P<name>[\w-]+) -->\n).*?(<!-- end of benchmark -->)", re.DOTALL)
+API = re.compile(r"(<!-- api: (?P<names>[\w. ]+) -->\n).*?(<!-- end of api -->)", re.DOTALL)
+ITEMS, PROSE = ("Args", "Raises", "Warns"), ("Returns", "Yields")  # sections of a docstring: names, or a paragraph
 
 
 def render(readme: str, results_dir: str | Path) -> str:
@@ -30,11 +37,15 @@ def render(readme: str, results_dir: str | Path) -> str:
         ValueError: a run or a benchmark whose commit is unknown or dirty, or a run whose `results.json` does not follow
             from its predictions.
         OSError: a block whose files are not there.
+        AttributeError, ModuleNotFoundError: a name that is not there.
     """
     results_dir = Path(results_dir)
     readme = RUNS.sub(lambda match: match[1] + _run(results_dir / match["name"]) + match[3], readme)
     benchmarks = results_dir / "benchmarks"
-    return BENCHMARKS.sub(lambda match: match[1] + _benchmark(benchmarks / f"{match['name']}.json") + match[3], readme)
+    readme = BENCHMARKS.sub(
+        lambda match: match[1] + _benchmark(benchmarks / f"{match['name']}.json") + match[3], readme
+    )
+    return API.sub(lambda match: match[1] + "".join(map(_entry, match["names"].split())) + match[3], readme)
 
 
 def _run(folder: Path) -> str:
@@ -95,6 +106,49 @@ def _provenance(runs: list[Path]) -> str:
         f"{'one run' if len(runs) == 1 else f'{len(runs)} runs'} of commit {commits} on {environments[0]['device']}; "
         "per cent."
     )
+
+
+def _entry(name: str) -> str:
+    """What a public name is, from its signature and docstring."""
+    found = pkgutil.resolve_name(name)
+    signature = inspect.signature(found)
+    plain = [part.replace(annotation=inspect.Parameter.empty) for part in signature.parameters.values()]
+    arguments = str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+    arguments = re.sub(r"<function (\S+) at 0x\w+>", r"\1", arguments)  # a default: where it lies is nobody's matter
+    own = vars(found).get("__annotations__", {}) if inspect.isclass(found) else {}
+    if (
+        len(plain) > len(own) > 0
+    ):  # a data class of stock's with many more fields: those of its own are in its docstring
+        arguments = "(...)"
+    kind = "class " if inspect.isclass(found) else ""
+    call = textwrap.fill(
+        f"{kind}{name.rpartition('.')[2]}{arguments}", 100, subsequent_indent="    ", break_on_hyphens=False
+    )
+    return f"\n### `{name}`\n\n```text\n{call}\n```\n\n{markdown(inspect.getdoc(found))}\n"
+
+
+def markdown(docstring: str) -> str:
+    """A docstring with its sections `Args`, `Returns`, `Yields` and `Raises` as Markdown."""
+    return "\n".join(_marked_up(docstring.splitlines())).strip() + "\n"
+
+
+def _marked_up(lines: list[str]) -> Iterator[str]:
+    section = None
+    for line in lines:
+        if line.rstrip(":") in ITEMS + PROSE and line.endswith(":"):
+            section = line.rstrip(":")
+            yield f"**{section}**"
+            yield ""
+        elif line and not line.startswith(" "):
+            section = None
+            yield line
+        elif section in ITEMS and re.match(r" {4}\S", line):
+            names, colon, rest = line.strip().partition(": ")
+            yield f"* `{names}`: {rest}" if colon else f"* {names}"
+        elif section in PROSE:
+            yield line.removeprefix("    ")
+        else:
+            yield line[2:] if section in ITEMS else line
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 BLOCK = re.compile(r"<!-- (results|benchmark): ([\w-]+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+API = re.compile(r"<!-- api: [\w. ]+ -->\n.*?<!-- end of api -->", re.DOTALL)
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 QUESTIONS = (
     *("predict", "words", "many-corpora", "your-corpus", "corpora", "protocols", "results", "speed", "scale", "hub"),
-    *("deploy", "paper", "python", "troubleshooting"),
+    *("deploy", "paper", "python", "python-api", "troubleshooting"),
 )
 
 
@@ -48,6 +49,13 @@ def test_every_result_is_shown_on_one_page():
     made = {path.stem for path in (ROOT / "results").iterdir()} - {"benchmarks"}
     made |= {path.stem for path in (ROOT / "results" / "benchmarks").glob("*.json")}
     assert made - set(shown) == {"large_manifest"}  # a bound that a proof holds, without a table
+
+
+def test_every_public_name_is_in_the_api():
+    import lascl
+
+    told = re.findall(r"^### `lascl\.(\w+)`$", TEXTS["docs/python-api.md"], re.MULTILINE)
+    assert {*told, "__version__"} == set(lascl.__all__)
 
 
 # ------------------------------------------------------------------------------------------------------------- links
@@ -89,7 +97,7 @@ RECIPE_FIELDS_TOO = ("lascl-study", "lascl-verify")  # of the corpus, and of eve
 
 def commands(text: str) -> list[list[str]]:
     """The words of each command line of LaSCL's in a page, from fences and from inline code."""
-    text = BLOCK.sub("", text)
+    text = API.sub("", BLOCK.sub("", text))
     lines = [
         line
         for fence in re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
@@ -134,7 +142,7 @@ def test_commands_take_their_options(name):
 def test_options_in_prose_are_of_some_command(name):
     """An option alone, as in `--folds 1,3`; those of `space/app.py` and of others' programs aside."""
     known = frozenset().union(*map(options_of, programs())) | {"--model", "--help"}
-    found = re.findall(r"`(--[\w-]+)", FENCE.sub("", BLOCK.sub("", TEXTS[name])))
+    found = re.findall(r"`(--[\w-]+)", FENCE.sub("", API.sub("", BLOCK.sub("", TEXTS[name]))))
     assert set(found) <= known, set(found) - known
 
 
@@ -208,7 +216,7 @@ NAMES = re.compile(
 
 def prose(text: str) -> str:
     """A page without what is rendered, code, comments and addresses."""
-    for left_out in (BLOCK, FENCE, re.compile(r"^    .*$", re.MULTILINE), re.compile(r"<!--.*?-->", re.DOTALL)):
+    for left_out in (BLOCK, API, FENCE, re.compile(r"^    .*$", re.MULTILINE), re.compile(r"<!--.*?-->", re.DOTALL)):
         text = left_out.sub("", text)
     for phrase in (phrase for phrase in STATED if "`" in phrase):
         text = text.replace(phrase, "")

@@ -85,6 +85,26 @@ def test_what_no_gpu_has_measured_says_so(tmp_path):
         render(block.format("attention", ""), tmp_path)
 
 
+def test_docstrings_become_markdown_with_their_sections(tmp_path, monkeypatch):
+    (tmp_path / "told.py").write_text(
+        "def tell(name: str, *, times=2) -> str:\n"
+        '    """Tells a name.\n\n    Args:\n        name: whose, which\n            may be long.\n'
+        '        times: how often.\n\n    Returns:\n        (n,) what was told.\n\n    It ends here.\n    """\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "before\n<!-- api: told.tell -->\nstale\n<!-- end of api -->\nafter\n"
+    rendered = render(text, tmp_path)
+    assert rendered == (
+        "before\n<!-- api: told.tell -->\n\n### `told.tell`\n\n```text\ntell(name, *, times=2)\n```\n\n"
+        "Tells a name.\n\n"
+        "**Args**\n\n* `name`: whose, which\n      may be long.\n* `times`: how often.\n\n"
+        "**Returns**\n\n(n,) what was told.\n\nIt ends here.\n\n<!-- end of api -->\nafter\n"
+    )
+    assert render(rendered, tmp_path) == rendered
+    with pytest.raises(AttributeError, match="ask"):
+        render(text.replace("told.tell", "told.ask"), tmp_path)
+
+
 @pytest.fixture(scope="module")
 def folder(audio_encoders, text_encoder, tmp_path_factory) -> Path:
     """What a user has who reads the pages: a checkpoint, and recordings."""
