@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
 from lascl import train
 from lascl.console import in_words
 from lascl.data import Fold
+from lascl.evaluation import read_predictions
 from lascl.studies.plan import PlannedRun, Study
 from lascl.studies.run import begin_fold
 from lascl.training.fold import everything_of, is_encoded_once, training_data, view_store
 from lascl.training.pooled import by_corpus, view_keys
 from lascl.training.recipe import Recipe
-from lascl.training.run_directory import environment
+from lascl.training.run_directory import environment, write_arrays, write_csv
 from lascl.training.start import checkpoint_of_fold, start_model, window_of
 
 
@@ -54,7 +56,8 @@ def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple
         elif left:
             key = json.dumps({k: v for k, v in run.recipe.to_dict().items() if k not in COSTS_NOTHING}, default=str)
             if key not in measured:
-                measured[key] = measure(run)
+                known_s = [cost.report_s for cost in measured.values() if isinstance(cost, Cost) and cost.report_s]
+                measured[key] = measure(run, report_s=known_s[0] if known_s else None)
             if isinstance(measured[key], str):
                 forecast.num_unknown += len(left)
                 line += f"; time not measured: {measured[key]}"
@@ -73,11 +76,13 @@ def foretell(study: Study, folder: Path, runs: list[PlannedRun], mine: set[tuple
 
 class Cost(NamedTuple):
     """What a recipe's folds cost on this machine: seconds of training an utterance (all its views), of encoding a view
-    (0 unless that is done once, before training) and of what else a fold needs, and bytes of a checkpoint."""
+    (0 unless that is done once, before training), of what else a fold needs and of a run's report (0 where that is
+    nothing beside the training), and bytes of a checkpoint."""
 
     utterance_s: float
     view_s: float = 0.0
     fold_s: float = 0.0
+    report_s: float = 0.0
     checkpoint_bytes: int = 0
 
 
@@ -113,6 +118,7 @@ class Forecast:
         """Adds these folds of a run, at what `measure` found, and returns their seconds. A frozen encoder hears each
         view of a corpus once for all folds and variants, and none that is kept on disk."""
         seconds = sum(_utterances(run, number) for number in numbers) * cost.utterance_s + len(numbers) * cost.fold_s
+        seconds += cost.report_s
         views = {}
         for number in numbers:
             views |= views_heard_once(run, number, self.names)
@@ -170,8 +176,9 @@ def _device_and_size() -> tuple[str, int]:
     return device, MICRO_BATCH[device]
 
 
-def measure(run: PlannedRun) -> Cost | str:
-    """What the folds of a run cost on this machine, or why it cannot be told.
+def measure(run: PlannedRun, *, report_s: float | None = None) -> Cost | str:
+    """What the folds of a run cost on this machine, or why it cannot be told. `report_s` is what a report costs, if
+    that was measured before.
 
     One step of a fresh model on the utterances nearest to the mean length, after one that is not counted: what is
     loaded at first use is then loaded. Where the encoder is frozen and hears each view once, encoding is measured so,
@@ -188,8 +195,11 @@ def measure(run: PlannedRun) -> Cost | str:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             weights = begin_fold(Path(scratch), run, Path(scratch) / "run", 1)
-            how = _measure_epochs if is_encoded else _measure_step
-            return how(recipe, run, run.corpus.select(rows), Path(scratch) / "run" / "fold-1", weights)
+            folder, corpus = Path(scratch) / "run" / "fold-1", run.corpus.select(rows)
+            if not is_encoded:
+                return _measure_step(recipe, corpus, folder, weights)
+            cost = _measure_epochs(recipe, run, corpus, folder, weights)
+            return cost._replace(report_s=_measure_report(folder, corpus) if report_s is None else report_s)
         except (ValueError, OSError, ImportError) as error:
             return str(error).strip().splitlines()[0]
 
@@ -217,11 +227,10 @@ def _timed_fold(recipe: Recipe, corpus, fold: Fold, fold_dir: Path, weights, vie
         extractor, cost = train.train_fold(recipe, corpus, fold, fold_dir, weights, view_cache)
         if fold.test:
             train.evaluate_fold(recipe, corpus, fold, fold_dir, extractor, cost, view_cache)
-            (fold_dir / "metrics.json").unlink(missing_ok=True)
     return time.monotonic() - began, cost
 
 
-def _measure_step(recipe: Recipe, run: PlannedRun, corpus, fold_dir: Path, weights) -> Cost:
+def _measure_step(recipe: Recipe, corpus, fold_dir: Path, weights) -> Cost:
     recipe = _changed(
         recipe,
         **{"max_steps": 1, "global_batch_size": len(corpus), "gradient_accumulation_steps": 1},
@@ -262,6 +271,18 @@ def _measure_epochs(recipe: Recipe, run: PlannedRun, corpus, fold_dir: Path, wei
         fold_s=max(0.0, seconds[1] - encoding_s[1] - epoch_s),
         checkpoint_bytes=_size_of(fold_dir),
     )
+
+
+def _measure_report(fold_dir: Path, corpus) -> float:
+    """Seconds of the report of a run with this one fold, whose utterances get names of their own."""
+    rows = [{**row, "id": str(number)} for number, row in enumerate(read_predictions(fold_dir / "predictions.csv"))]
+    arrays = dict(np.load(fold_dir / "embeddings.npz"))
+    write_csv(fold_dir / "predictions.csv", rows)
+    write_arrays(fold_dir / "embeddings.npz", {**arrays, "ids": np.array([row["id"] for row in rows])})
+    began = time.monotonic()
+    with redirect_stdout(io.StringIO()):
+        train.report(fold_dir.parent, labels=corpus.features["label"].names)
+    return time.monotonic() - began
 
 
 def _size_of(fold_dir: Path) -> int:

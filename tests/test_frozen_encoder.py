@@ -251,7 +251,7 @@ def test_a_dry_run_counts_every_view_once_whatever_the_number_of_folds_and_varia
     recipe, tmp_path, monkeypatch, capsys
 ):
     """A second a view, and nothing else: a clean view and two augmented ones of 70 utterances."""
-    monkeypatch.setattr("lascl.studies.forecast.measure", lambda run: Cost(0.0, 1.0))
+    monkeypatch.setattr("lascl.studies.forecast.measure", lambda run, **_: Cost(0.0, 1.0))
     options = ["--views_gb", "0", "--vary", "objective=ce,lascl", "--dry_run", "--output_dir", str(tmp_path / "study")]
     study.main(["quickstart", *recipe, *options])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]

@@ -319,12 +319,12 @@ def test_a_kill_while_encoding_loses_nothing(recipe, tmp_path, heard, monkeypatc
     """Of 28 batches of five views, those that were heard are not heard again; the views are those of an undisturbed
     run, bit for bit."""
     monkeypatch.setattr(train, "write_report", lambda *_: None)
-    monkeypatch.setattr("lascl.training.views.NOTED_EVERY_S", 0.0, raising=False)
     frozen = [*recipe, "--freeze_audio_encoder", "true", "--augmentation", "gain", "--augmentation_period", "1"]
     frozen += ["--per_device_eval_batch_size", "5"]
     straight = [*frozen, "--output_dir", str(tmp_path / "straight"), "--views_dir", str(tmp_path / "straight-views")]
     interrupted = [*frozen, "--output_dir", str(tmp_path / "run"), "--views_dir", str(tmp_path / "views")]
     run(train.main, *straight)
+    monkeypatch.setattr("lascl.training.views.NOTED_EVERY_S", 0.0, raising=False)
     heard.clear()
     counted = LaSCLModel.forward
 
