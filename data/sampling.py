@@ -180,6 +180,15 @@ class UtteranceBatchSampler(torch.utils.data.Sampler[list[int]]):
             for place in range(self.first_place, self.places, self.num_processes):
                 yield batch[place :: self.places]
 
+    def shares(self) -> list[list[int]]:
+        """Of each batch that an iteration yields, how many utterances each of the W processes has of it."""
+        rounds = range(0, self.places, self.num_processes)
+        return [
+            [len(batch[place :: self.places]) for place in range(first, first + self.num_processes)]
+            for batch in self.global_batches()
+            for first in rounds
+        ]
+
     def global_batches(self) -> list[list[int]]:
         """All batches of the epoch, whole, as indices into `ids`."""
         rng = np.random.default_rng([self.seed, self.epoch])

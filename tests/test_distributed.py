@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import conftest
 import distributed_steps
@@ -206,6 +207,31 @@ def test_two_processes_train_on_the_words_of_two_corpora_as_one_does(one_process
     lowest = torch.finfo(torch.float64).min
     for logits in reference["logits"]:
         assert sorted(set((logits == lowest).sum(dim=1).tolist())) == [2, 3]  # of seven words, those of the other
+
+
+def train_without_asking(settings, folder):
+    """Trains where nobody asks another process, within a step, for a number."""
+    told, look = [], torch.Tensor.tolist
+
+    def tolist(tensor):
+        told.append(sys._getframe(1).f_code.co_name)
+        return look(tensor)
+
+    with mock.patch.object(torch.Tensor, "tolist", tolist):
+        for setting in settings:
+            distributed_steps.train(setting, folder)
+    (folder / f"{torch.distributed.get_rank()}.txt").write_text("\n".join(told))
+    torch.distributed.destroy_process_group()
+
+
+def test_no_process_asks_another_how_many_rows_it_has(settings, tmp_path):
+    """The sampler knows it, of uneven batches, in chunks and accumulated; a GPU would be waited for in every step."""
+    in_two_processes(
+        train_without_asking, [settings[name] for name in ("uneven", "uneven, cached", "accumulated")], tmp_path
+    )
+    for rank in (0, 1):
+        callers = (tmp_path / f"{rank}.txt").read_text().splitlines()
+        assert callers and {"compute_loss", "_rows_of_processes"}.isdisjoint(callers), sorted(set(callers))
 
 
 def test_accumulated_halves_train_as_the_whole_for_a_loss_per_sample_in_one_process_and_in_two(

@@ -164,3 +164,18 @@ def test_utterances_of_like_length_share_a_batch():
 def test_what_cannot_be_shared_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         UtteranceBatchSampler(names(5), global_batch_size=4, seed=0, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"durations_s": [number % 7 for number in range(45)]}])
+@pytest.mark.parametrize("accumulation_steps", [1, 2, 3])
+def test_each_process_knows_what_the_others_have_of_a_batch(accumulation_steps, options):
+    """Counted by reading with all samplers."""
+    assert hasattr(UtteranceBatchSampler, "shares"), "they have to ask each other"
+    options = {"global_batch_size": 11, "seed": 3, **options}
+    steps = read_by_all(names(45), 3, accumulation_steps, epoch=2, **options)
+    expected = [[len(process[turn]) for process in step] for step in steps for turn in range(accumulation_steps)]
+    sampler = UtteranceBatchSampler(
+        names(45), num_processes=3, process_index=1, accumulation_steps=accumulation_steps, **options
+    )
+    sampler.set_epoch(2)
+    assert sampler.shares() == expected and len(expected) == len(sampler)

@@ -82,6 +82,8 @@ class LaSCLTrainer(Trainer):
     # Whether intermediate checkpoints go without the audio encoder's frozen weights, which are those that this trainer
     # began with. Such a checkpoint is good for going on here, and is no model for `from_pretrained`.
     leaves_out_frozen = False
+    # Of `get_train_dataloader`; and of an epoch, what each process has of its batches.
+    _sampler, _shares = None, (None, [])
 
     def __init__(self, *args, **kwargs):
         check_indexed(inspect.signature(Trainer).bind_partial(*args, **kwargs).arguments.get("train_dataset"))
@@ -116,9 +118,10 @@ class LaSCLTrainer(Trainer):
             )
         class_indices(getattr(self.train_dataset, "labels", []))
         self._warn_of_unheard_augmentation()
+        self._sampler, self._shares = build_batch_sampler(self.train_dataset, args), (None, [])
         return torch.utils.data.DataLoader(
             self.train_dataset,
-            batch_sampler=build_batch_sampler(self.train_dataset, args),
+            batch_sampler=self._sampler,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -157,11 +160,18 @@ class LaSCLTrainer(Trainer):
         return super().hyperparameter_search(*args, **kwargs)
 
     def get_batch_samples(self, *args, **kwargs):
-        """Stock's; the clock runs meanwhile."""
+        """Stock's; the clock runs meanwhile. Of several processes, each batch is told how many utterances all of them
+        have, which the sampler knows: nobody has to ask the others."""
         started = time.monotonic()
-        batches = super().get_batch_samples(*args, **kwargs)
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if self.accelerator.num_processes > 1 and self._sampler is not None:
+            if self._shares[0] != self._sampler.epoch:
+                self._shares = self._sampler.epoch, self._sampler.shares()
+            first = self.state.global_step % self._sampler.num_batches * self.args.gradient_accumulation_steps
+            for batch, share in zip(batches, self._shares[1][first:]):
+                batch["shares"] = share
         self.clock.waited_s += time.monotonic() - started
-        return batches
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Eq. 9 over the rows of all processes while training, over the local rows in evaluation.
@@ -171,6 +181,7 @@ class LaSCLTrainer(Trainer):
         """
         inputs = dict(inputs)
         labels, label_mask = inputs.pop("labels"), inputs.pop("label_mask", None)  # (B_w,), (B_w, K)
+        shares = inputs.pop("shares", None)  # W numbers of utterances
         limit = self._limit_of_chunks(inputs, len(labels)) if model.training else {}
         outputs = cached_forward(model, inputs, **limit) if limit else model(**inputs)
         audio_embeds, class_logits = outputs.audio_embeds, outputs.class_logits  # (B_w, D), (B_w, K)
@@ -181,9 +192,9 @@ class LaSCLTrainer(Trainer):
                     f"{self.accelerator.num_processes} processes, but the model is not wrapped in DDP: each would "
                     "train alone. On a CPU, add --use_cpu true."
                 )
-            counts = self.accelerator.gather(labels.new_tensor([[len(labels), padding, size]])).tolist()  # W times 3
-            sizes, paddings, whole = zip(*counts)
-            padding, size = sum(paddings), sum(whole)
+            sizes = self._rows_of_processes(len(labels), shares)
+            # Stays on the device, and is read when something is logged.
+            padding, size = self.accelerator.reduce(labels.new_tensor([padding, size]), "sum")
             audio_embeds = self._gather_rows(audio_embeds, sizes)  # (B, D)
             class_logits = self._gather_rows(class_logits, sizes)  # (B, K)
             labels = self._gather_rows(labels, sizes)  # (B,)
@@ -224,6 +235,16 @@ class LaSCLTrainer(Trainer):
         num_views = getattr(self.train_dataset, "num_views", args.views_an_utterance)
         rows = (args.contrastive_chunk_size or num_rows) * num_views
         return {"rows_per_chunk": rows} if rows < num_rows else {}
+
+    def _rows_of_processes(self, num_rows: int, shares: list[int] | None) -> list[int]:
+        """W numbers of rows: all views of the utterances that each process has. Without `shares`, of a batch that does
+        not come from Trainer's loop, the processes tell each other."""
+        if shares is None:
+            return self.accelerator.gather(torch.tensor([num_rows], device=self.args.device)).tolist()
+        num_views, rest = divmod(num_rows, shares[self.accelerator.process_index])
+        if rest:
+            raise ValueError(f"{num_rows} rows are no whole number of views of {shares} utterances of the processes.")
+        return [num_views * share for share in shares]
 
     def _gather_rows(self, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """(B, ...): the rows (B_w, ...) of all processes, in their order, with gradients through the local ones.
@@ -542,7 +563,7 @@ class RunningMeans(TrainerCallback, ExportableState):
             self._start_anew()
         self.has_begun, self.started = True, time.monotonic()
 
-    def add(self, terms: dict[str, torch.Tensor], padding: int, size: int):
+    def add(self, terms: dict[str, torch.Tensor], padding: int | torch.Tensor, size: int | torch.Tensor):
         """A batch: its loss and terms (0-dim), and how many of its `size` samples or frames were padding."""
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + term.detach().float()
@@ -562,7 +583,7 @@ class RunningMeans(TrainerCallback, ExportableState):
         self.total_loss += float(self.sums["loss"])
         self.num_losses += self.num_added
         if self.size:
-            means["padding_share"] = self.padding / self.size
+            means["padding_share"] = int(self.padding) / int(self.size)
         self.sums, self.num_added, self.padding, self.size = {}, 0, 0, 0
         return means
 
@@ -579,8 +600,8 @@ class RunningMeans(TrainerCallback, ExportableState):
         attributes = {
             "sums": {name: float(total) for name, total in self.sums.items()},
             "num_added": self.num_added,
-            "padding": self.padding,
-            "size": self.size,
+            "padding": int(self.padding),
+            "size": int(self.size),
             "total_loss": self.total_loss,
             "num_losses": self.num_losses,
             "earlier_s": self.runtime_s(),
