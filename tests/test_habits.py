@@ -64,6 +64,21 @@ def test_who_cites_names_the_version_that_there_is():
     assert names in read("README.md") and paper["title"] in read("README.md")
 
 
+def test_the_changelog_is_kept_in_its_form():
+    """Keep a Changelog's: what is not released first, then versions, the newest first; each change under its kind."""
+    text = read("CHANGELOG.md")
+    releases = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert releases[0] == "[Unreleased]" and f"[{lascl.__version__}] - not released" in releases
+    dated = r"\[\d+\.\d+\.\d+\] - (?:\d{4}-\d\d-\d\d|not released)"
+    assert all(re.fullmatch(dated, release) for release in releases[1:]), releases
+    for part in re.split(r"^## .*\n", text, flags=re.MULTILINE)[1:]:
+        before, *kinds = re.split(r"^### ", part, flags=re.MULTILINE)
+        assert "\n* " not in before, before
+        names = [kind.split("\n")[0] for kind in kinds]
+        assert len(set(names)) == len(names), names
+        assert set(names) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}, names
+
+
 def test_there_is_a_word_on_conduct_and_security():
     assert "Contributor Covenant" in read(".github/CODE_OF_CONDUCT.md")
     assert "trust_remote_code" in read(".github/SECURITY.md") and "privately" in read(".github/SECURITY.md")

@@ -306,7 +306,7 @@ def test_packages_are_listed_and_versions_agree():
     setup.read(ROOT / "setup.cfg")
     packages = setup["options"]["packages"].split()
     assert set(packages) == {"lascl", "lascl.recipes", *(f"lascl.{room}" for room in ROOMS)}
-    assert f"## {lascl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{lascl.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     tables = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("[")]
     assert tables == ["[build-system]"]
 
