@@ -48,7 +48,8 @@ def test_every_result_is_shown_on_one_page():
     assert len(shown) == len(set(shown))
     made = {path.stem for path in (ROOT / "results").iterdir()} - {"benchmarks"}
     made |= {path.stem for path in (ROOT / "results" / "benchmarks").glob("*.json")}
-    assert made - set(shown) == {"large_manifest"}  # a bound that a proof holds, without a table
+    made -= {"large_manifest"}  # a bound that a proof holds, without a table
+    assert made <= set(shown), f"put a block of {made - set(shown)} on a page, and run `make readme`"
 
 
 def test_every_public_name_is_in_the_api():
