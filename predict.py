@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None):
     try:
         options = read_options(sys.argv[1:] if argv is None else argv)
         options.model = checkpoint_of(options.model)
-        found = find_recordings(options.inputs, lambda: sys.stdin.buffer.read())
+        found = find_recordings(options.inputs, lambda: sys.stdin.buffer.read(), options.standardise_by)
         if not found.paths:
             raise ValueError(" ".join(found.failures.values()) or "The list of files is empty.")
         from lascl.inference.labelling import label_recordings
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None):
     label_recordings(options, found)
 
 
-def read_options(argv: list[str]) -> argparse.Namespace:
-    """What was typed; what does not go together ends here."""
+def parser_of_options() -> argparse.ArgumentParser:
+    """What may be typed."""
     parser = argparse.ArgumentParser(
         prog="lascl-predict",
         description="Labels recordings with a trained LaSCL checkpoint.",
@@ -89,6 +89,15 @@ def read_options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--abstain", type=share, default=0.0, metavar="P", help="no label where no probability is P")
     parser.add_argument("--labels", metavar='"A, B"', help="other words than the trained ones")
     parser.add_argument("--template", metavar='"a {label} voice"', help="what is read for a label of --labels")
+    parser.add_argument(
+        "--standardise",
+        choices=("training", "recordings"),
+        default="training",
+        help="by the statistics of what was trained on (default), or of these recordings, all heard first",
+    )
+    parser.add_argument(
+        "--standardise_by", metavar="COLUMN", help="by those of each value of a column of the list, such as speaker"
+    )
     parser.add_argument("--window", type=above_0, metavar="S", help="when, not only what: windows of S seconds")
     parser.add_argument("--hop", type=above_0, metavar="S", help="between their starts (default: 1, or the window)")
     parser.add_argument("--vad", action="store_true", help='leave out windows without speech; needs "lascl[vad]"')
@@ -101,9 +110,19 @@ def read_options(argv: list[str]) -> argparse.Namespace:
         "--dtype", choices=DTYPES, default=DTYPES[0], help="of the audio encoder; scores are in float32"
     )
     parser.add_argument("--num_workers", type=at_least_1, default=2, metavar="N", help="threads that read (default: 2)")
+    return parser
+
+
+def read_options(argv: list[str]) -> argparse.Namespace:
+    """What was typed; what does not go together ends here."""
+    parser = parser_of_options()
     options = parser.parse_intermixed_args(argv)
     if options.template is not None and options.labels is None:
         parser.error("--template needs --labels.")
+    if options.standardise_by is not None:
+        options.standardise = "recordings"
+    if options.standardise == "recordings" and options.window is not None:
+        parser.error("--standardise recordings hears every file before the first answer: leave out --window.")
     if options.window is None:
         for name in ("hop", "vad", *SUFFIXES):
             if getattr(options, name):

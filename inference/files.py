@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -131,6 +131,8 @@ def predict_files(
     paths: Iterable[str | Path] | str | Path,
     *,
     labels: Sequence[str] | None = None,
+    standardise: str = "training",
+    standardise_by: Sequence[str] | None = None,
     batch_size: int | None = None,
     num_workers: int = 2,
 ) -> Iterator[Answer]:
@@ -148,22 +150,54 @@ def predict_files(
         model: a recogniser, or the folder or Hub name of a checkpoint.
         paths: audio files, taken one by one as they are needed; a single one is one answer.
         labels: other words than the checkpoint's own; only with a folder or name.
+        standardise: `training`, by the statistics that the checkpoint has; or `recordings`, by those of these very
+            recordings, which are all heard before the first answer. See `lascl.inference.own_statistics`.
+        standardise_by: of each path whose it is, such as its speaker: then by the statistics of each one's recordings.
         batch_size: files or windows at once; by default as many as BATCH_S has room for.
         num_workers: threads that read.
 
     Raises:
-        ValueError: no LaSCL checkpoint, labels that cannot be set, or labels for a recogniser, which has its own.
+        ValueError: no LaSCL checkpoint, labels that cannot be set, or labels for a recogniser, which has its own; own
+            statistics of fewer than five recordings, or of a model that does not standardise.
         OSError: the checkpoint is not found. What is wrong with a file is never raised: its answer has `failure`.
     """
     if isinstance(model, Recogniser) and labels is not None:
         raise ValueError("A recogniser has its labels: give them to Recogniser.load.")
+    if standardise not in ("training", "recordings"):
+        raise ValueError(f"standardise must be training or recordings; found {standardise!r}.")
     model = loaded(model, labels=labels)
     paths = [paths] if isinstance(paths, str | Path) else paths
+    if standardise == "recordings" or standardise_by is not None:
+        from lascl.inference.own_statistics import answer_by_own_statistics
+
+        yield from answer_by_own_statistics(
+            model, list(map(os.fspath, paths)), standardise_by, batch_size=batch_size, num_workers=num_workers
+        )
+        return
+    yield from hear_files(model, paths, model, Mean, batch_size=batch_size, num_workers=num_workers)
+
+
+def hear_files(
+    model: Recogniser,
+    paths: Iterable[str | Path],
+    ask: Callable,
+    collector: Callable[[], Mean],
+    *,
+    batch_size: int | None = None,
+    num_workers: int = 2,
+) -> Iterator[Answer]:
+    """What `predict_files` does, whatever is asked.
+
+    Args:
+        ask: of pieces of audio, a tuple of arrays with a row for each.
+        collector: makes what takes the rows of a recording's pieces, or what was raised, in any order (`add`), and says
+            in the end what became of it (`answer`, of path and labels).
+    """
     stopped = threading.Event()
     groups = read_beside(_groups(model, map(os.fspath, paths), num_workers, stopped))
     try:
         for group in groups:
-            yield from _answer_group(model, group, batch_size)
+            yield from _answer_group(model, group, batch_size, ask, collector)
     finally:
         stopped.set()
         groups.close()
@@ -190,7 +224,9 @@ def length_buckets(lengths_s: list[float], *, most_rows: float, most_s: float) -
     return buckets
 
 
-def _answer_group(model: Recogniser, group: list[Recording], batch_size: int | None) -> Iterator[Answer]:
+def _answer_group(
+    model: Recogniser, group: list[Recording], batch_size: int | None, ask: Callable, collector: Callable[[], Mean]
+) -> Iterator[Answer]:
     pieces, owners = [], []  # samples, and the number of their recording
     for number, recording in enumerate(group):
         if recording.samples is None:
@@ -201,39 +237,39 @@ def _answer_group(model: Recogniser, group: list[Recording], batch_size: int | N
             pieces.append(samples)
             owners.append(number)
     lengths_s = [model.heard_s(len(samples) / model.sampling_rate) for samples in pieces]
-    means = {number: _Mean() for number in owners}
+    collected = {number: collector() for number in owners}
     most = {"most_rows": batch_size or len(pieces), "most_s": math.inf if batch_size else _of_device(model, BATCH_S)}
     for bucket in length_buckets(lengths_s, **most):
-        for index, answer in zip(bucket, _answer_each(model, [pieces[index] for index in bucket])):
-            means[owners[index]].add(answer)
+        for index, answer in zip(bucket, _answer_each(ask, [pieces[index] for index in bucket])):
+            collected[owners[index]].add(answer)
     for number, recording in enumerate(group):
         if recording.failure:
             yield Answer(recording.path, failure=recording.failure)
         elif recording.samples is None:
-            yield _answer_long(model, recording.path, batch_size)
+            yield _answer_long(model, recording.path, batch_size, ask, collector())
         else:
-            yield means[number].answer(recording.path, model.labels)
+            yield collected[number].answer(recording.path, model.labels)
 
 
-def _answer_each(model: Recogniser, pieces: list[np.ndarray]) -> list[tuple | Exception]:
-    """Probabilities and embedding of each piece, or what it raised: a batch that fails is answered one by one."""
+def _answer_each(ask: Callable, pieces: list[np.ndarray]) -> list[tuple | Exception]:
+    """What is asked of each piece, or what it raised: a batch that fails is answered one by one."""
     try:
-        return list(zip(*model(pieces)))
+        return list(zip(*ask(pieces)))
     except Exception as error:
-        return [error] if len(pieces) == 1 else [_answer_each(model, [piece])[0] for piece in pieces]
+        return [error] if len(pieces) == 1 else [_answer_each(ask, [piece])[0] for piece in pieces]
 
 
-def _answer_long(model: Recogniser, path: str, batch_size: int | None) -> Answer:
+def _answer_long(model: Recogniser, path: str, batch_size: int | None, ask: Callable, collected: Mean) -> Answer:
     """Of a recording that is read again, piece by piece."""
-    mean, at_once = _Mean(), windows_at_once(model, model.window_s, batch_size)
+    at_once = windows_at_once(model, model.window_s, batch_size)
     try:
         windows = read_beside(_side_by_side(model, read_blocks(path, sampling_rate=model.sampling_rate)))
         while batch := list(itertools.islice(windows, at_once)):
-            for answer in zip(*model(batch)):
-                mean.add(answer)
+            for answer in zip(*ask(batch)):
+                collected.add(answer)
     except Exception as error:
         return Answer(path, failure=why_not(path, error))
-    return mean.answer(path, model.labels)
+    return collected.answer(path, model.labels)
 
 
 def _side_by_side(model: Recogniser, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -241,7 +277,7 @@ def _side_by_side(model: Recogniser, blocks: Iterable[np.ndarray]) -> Iterator[n
     return (samples for _, samples in cut_windows(blocks, size, size))
 
 
-class _Mean:
+class Mean:
     """Of the answers to the windows of a recording, in whatever order they come; one that failed fails them all."""
 
     def __init__(self):

@@ -26,30 +26,50 @@ class Found:
     Args:
         paths: of recordings, each once, in the order of the inputs; a folder's are sorted.
         failures: why something else that was asked for is none, by its name.
+        values: of the column that was asked for, by path.
     """
 
     paths: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
 
 
-def find_recordings(inputs: Iterable[str], read_list: Callable[[], bytes]) -> Found:
+def find_recordings(inputs: Iterable[str], read_list: Callable[[], bytes], column: str | None = None) -> Found:
     """Looks up what a user typed; no audio is opened.
 
     Args:
         inputs: files; folders, with all that is in them; patterns such as `"calls/**/*.wav"`; CSV manifests with a
             column `path`, relative to the manifest; or `-` for a list.
         read_list: gives that list: paths, one a line, or, if it has NUL characters, ended by them.
+        column: of the manifests, whose values are wanted.
+
+    Raises:
+        ValueError: a `column` is wanted that a manifest lacks, or inputs beside manifests.
     """
     found, seen = Found(), set()
     for name in inputs:
-        for path in _look_up(name, read_list, found.failures):
+        if column is not None and not (os.path.isfile(name) and name.lower().endswith(".csv")):
+            raise ValueError(f"The column {column!r} can be read of CSV lists alone; found the input {name}.")
+        for path, value in _look_up(name, read_list, found.failures, column):
             if (key := os.path.abspath(path)) not in seen:
                 seen.add(key)
                 found.paths.append(path)
+                if column is not None:
+                    found.values[path] = value
     return found
 
 
-def _look_up(name: str, read_list: Callable[[], bytes], failures: dict[str, str]) -> Iterator[str]:
+def _look_up(
+    name: str, read_list: Callable[[], bytes], failures: dict[str, str], column: str | None
+) -> Iterator[tuple[str, str | None]]:
+    """Paths, each with its value of the column."""
+    if os.path.isfile(name) and name.lower().endswith(".csv"):
+        yield from _in_manifest(name, failures, column)
+    else:
+        yield from ((path, None) for path in _named(name, read_list, failures))
+
+
+def _named(name: str, read_list: Callable[[], bytes], failures: dict[str, str]) -> Iterator[str]:
     if name == "-":
         listed = read_list()
         lines = listed.split(b"\0") if b"\0" in listed else listed.splitlines()
@@ -57,8 +77,6 @@ def _look_up(name: str, read_list: Callable[[], bytes], failures: dict[str, str]
             yield from _in_folder(path, failures) if os.path.isdir(path) else [path]
     elif os.path.isdir(name):
         yield from _in_folder(name, failures)
-    elif os.path.isfile(name) and name.lower().endswith(".csv"):
-        yield from _in_manifest(name, failures)
     elif not os.path.lexists(name) and glob.has_magic(name):
         matches = sorted(glob.glob(name, recursive=True))
         if not matches:
@@ -88,7 +106,9 @@ def _in_folder(folder: str, failures: dict[str, str]) -> Iterator[str]:
         failures[folder] = f"{folder}: no audio file in this folder."
 
 
-def _in_manifest(manifest: str, failures: dict[str, str]) -> Iterator[str]:
+def _in_manifest(
+    manifest: str, failures: dict[str, str], column: str | None = None
+) -> Iterator[tuple[str, str | None]]:
     folder = os.path.dirname(manifest)
     try:
         with open(manifest, encoding="utf-8-sig", newline="") as file:
@@ -97,11 +117,14 @@ def _in_manifest(manifest: str, failures: dict[str, str]) -> Iterator[str]:
                 columns = ", ".join(reader.fieldnames or []) or "none"
                 failures[manifest] = f"{manifest}: a manifest needs the column 'path'; found {columns}."
                 return
+            if column is not None and column not in reader.fieldnames:
+                raise ValueError(f"{manifest} has no column {column!r}; found {', '.join(reader.fieldnames)}.")
             for row in reader:
-                if row["path"]:
-                    yield os.path.join(folder, row["path"])
+                lacking = [name for name in ("path", column) if name is not None and not row[name]]
+                if not lacking:
+                    yield os.path.join(folder, row["path"]), row[column] if column else None
                 else:
                     where = f"{manifest}, line {reader.line_num}"
-                    failures[where] = f"{where}: no value for 'path'."
+                    failures[where] = f"{where}: no value for {lacking[0]!r}."
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         failures[manifest] = f"{manifest}: cannot be read as a manifest ({error})."

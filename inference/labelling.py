@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from transformers.utils import logging
 
 from lascl.data.audio import FFMPEG_SUFFIXES, audio_duration_s, read_blocks
 from lascl.inference.checkpoints import fingerprint
-from lascl.inference.files import predict_files, read_beside, why_not, windows_at_once
+from lascl.inference.files import GROUP_FILES, Answer, predict_files, read_beside, why_not, windows_at_once
 from lascl.inference.finding import Found
 from lascl.inference.outputs import (
     PATH_WIDTH,
@@ -36,6 +37,14 @@ from lascl.inference.outputs import (
     one_line,
     sole_writer,
     whole_file,
+)
+from lascl.inference.own_statistics import (
+    FEWEST,
+    PooledRecordings,
+    as_record,
+    from_record,
+    too_few,
+    what_is_rough,
 )
 from lascl.inference.recogniser import Recogniser
 from lascl.inference.voice import speech_detector
@@ -56,7 +65,7 @@ def label_recordings(options: argparse.Namespace, found: Found):
         try:
             for file in (options.output, options.embeddings):
                 held.enter_context(sole_writer(file))
-            answered_by = identity(options)
+            answered_by = identity(options, found)
             model = load_model(options)
             answered_by |= settled(model)
             is_speech = speech_detector(model.sampling_rate) if options.vad else None
@@ -65,6 +74,7 @@ def label_recordings(options: argparse.Namespace, found: Found):
             todo = [path for path in found.paths if os.path.abspath(path) not in done]
             annotations = plan_annotations(options, found.paths, done, is_new=not output.paths)
             newer = newer_than(output, [path for path in found.paths if os.path.abspath(path) in done])
+            pooled = hear_first(model, found, output, options, held)
             if embeddings is not None:
                 embeddings.begin()
             output.begin()
@@ -86,7 +96,8 @@ def label_recordings(options: argparse.Namespace, found: Found):
         failures, notes = found.failures, Counter()
         try:
             if options.window is None:
-                write_answers(model, todo, output, embeddings, options, failures, notes)
+                answers = answers_to(model, todo, found, pooled, output, options)
+                write_answers(answers, len(todo), output, embeddings, options, failures, notes)
             else:
                 write_segments(model, todo, output, annotations, is_speech, options, failures, notes)
             if embeddings is not None:
@@ -106,7 +117,7 @@ def label_recordings(options: argparse.Namespace, found: Found):
             sys.exit(1)
 
 
-def identity(options: argparse.Namespace) -> dict:
+def identity(options: argparse.Namespace, found: Found) -> dict:
     """What decides the rows and is known before anything is loaded, by name: for the record beside them."""
     embeddings = options.embeddings
     if embeddings is not None and options.output is not None:  # so that both may move together
@@ -115,9 +126,23 @@ def identity(options: argparse.Namespace) -> dict:
         **{name: getattr(options, name) for name in ("window", "hop", "vad", "abstain", "dtype", "format")},
         "embeddings": None if embeddings is None else str(embeddings),
     }
+    if options.standardise == "recordings":  # then each answer depends on all recordings
+        known |= {
+            "standardise": "recordings",
+            "standardise_by": options.standardise_by,
+            "inputs": inputs_in_short(found),
+        }
     if os.path.isdir(options.model):
         return {**fingerprint(options.model, with_text_encoder=options.labels is not None), **known}
     return known
+
+
+def inputs_in_short(found: Found) -> str:
+    """How many recordings there are, and a hash of which, each with its value of the column, in whatever order."""
+    total = blake2b(digest_size=8)
+    for path in sorted(found.paths, key=os.path.realpath):
+        total.update(os.fsencode(os.path.realpath(path)) + b"\0" + os.fsencode(found.values.get(path, "")) + b"\0")
+    return f"{len(found.paths)} files, {total.hexdigest()}"
 
 
 def settled(model: Recogniser) -> dict:
@@ -207,10 +232,67 @@ def plan_annotations(
     return planned
 
 
-def write_answers(model, paths, output, embeddings, options, failures, notes):
+def hear_first(
+    model: Recogniser, found: Found, output: RowFile, options: argparse.Namespace, held: ExitStack
+) -> PooledRecordings | None:
+    """Where recordings are standardised by their own statistics, hears all and takes these, which go into the record of
+    the rows; `None` where not, or where an earlier start has taken them.
+
+    Raises:
+        ValueError: too few recordings, or a model that does not standardise.
+    """
+    if options.standardise == "training":
+        return None
+    pooled = held.enter_context(closing(PooledRecordings(model, options.output and options.output.parent)))
+    if output.statistics is not None:
+        return None
+    if len(found.paths) < FEWEST:
+        raise ValueError(too_few(len(found.paths)))
+    heard = pooled.hear(found.paths, batch_size=options.batch_size, num_workers=options.num_workers)
+    with closing(heard), tqdm(total=len(found.paths), desc="Hearing", unit="file", disable=None) as progress:
+        for _ in heard:
+            progress.update()
+    groups = groups_of(found, found.paths, options)
+    statistics = pooled.statistics(groups)
+    output.statistics = as_record(statistics)
+    for text in what_is_rough(statistics, groups):
+        say(text)
+    return pooled
+
+
+def groups_of(found: Found, paths: list[str], options: argparse.Namespace) -> list[str] | None:
+    """The value of the column that recordings are standardised by, of each path; `None` without one."""
+    return None if options.standardise_by is None else [found.values[path] for path in paths]
+
+
+def answers_to(
+    model: Recogniser,
+    paths: list[str],
+    found: Found,
+    pooled: PooledRecordings | None,
+    output: RowFile,
+    options: argparse.Namespace,
+) -> Iterator[Answer]:
+    """An answer a file, in order: from what was heard already, or heard now."""
+    how = {"batch_size": options.batch_size, "num_workers": options.num_workers}
+    if options.standardise == "training":
+        yield from predict_files(model, paths, **how)
+        return
+    statistics = from_record(output.statistics)
+    if pooled is not None:
+        yield from pooled.answers(statistics, groups_of(found, paths, options))
+        return
+    for start in range(0, len(paths), GROUP_FILES):
+        some = paths[start : start + GROUP_FILES]
+        with closing(PooledRecordings(model, options.output.parent)) as part:
+            for _ in part.hear(some, **how):
+                pass
+            yield from part.answers(statistics, groups_of(found, some, options))
+
+
+def write_answers(answers, count, output, embeddings, options, failures, notes):
     """One row a file. Fills `failures`, and counts in `notes` what is to be said at the end."""
-    answers = predict_files(model, paths, batch_size=options.batch_size, num_workers=options.num_workers)
-    with closing(answers), tqdm(total=len(paths), unit="file", disable=None) as progress:
+    with closing(answers), tqdm(total=count, unit="file", disable=None) as progress:
         for answer in answers:
             progress.update()
             if answer.failure:

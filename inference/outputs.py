@@ -232,6 +232,7 @@ class RowFile:
         self.format, self.path, self.overwrite = row_format, path, overwrite
         self.answered_by = {"version": RECORD_VERSION, **answered_by}
         self.paths, self._size = [], 0  # of the rows that are there: their files, and where they end
+        self.statistics = None  # by which recordings are standardised, where they are their own, as JSON
         if path is None:
             return
         self._record = path.with_name(f"{path.name}.lascl.json")
@@ -241,6 +242,8 @@ class RowFile:
                 raise ValueError(f"{path} was answered otherwise; different are: {changed}. {self._remedy}")
             with open(path, "rb") as file:
                 self._read(file, drop_last=row_format.has_times and record is not None and not record["finished"])
+            if self.paths and record is not None:
+                self.statistics = record.get("statistics")
             if self.paths and record is None:
                 raise ValueError(
                     f"{path} has rows, but {self._record.name} beside it, which says what answered them, is missing or "
@@ -273,6 +276,8 @@ class RowFile:
 
     def _write_record(self, *, finished: bool):
         content = {"finished": finished, "answered_by": self.answered_by}
+        if self.statistics is not None:
+            content["statistics"] = self.statistics
         with whole_file(self._record) as file:
             file.write(json.dumps(content, indent=2).encode() + b"\n")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,6 +163,20 @@ class Recogniser:
             ValueError: audio shorter than `min_duration_s`, or longer than `max_duration_s`, which the feature
                 extractor would cut in silence.
         """
+        return self._in_halves(self._answer, audio)
+
+    def pool(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray]:
+        """(B, d_a), alone in a tuple: the pooled audio of a batch before it is standardised, float32, for
+        `answer_pooled`. Arguments and errors as of a call."""
+        return self._in_halves(self._pool, audio)
+
+    @torch.inference_mode()
+    def answer_pooled(self, pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As a call, of pooled audio (B, d_a) that is standardised already, by whosesoever statistics."""
+        return self._answers_of(self.model(pooled_audio=torch.from_numpy(pooled).to(self.model.device)))
+
+    def _in_halves(self, ask: Callable, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """What `ask` gives for a batch, which is halved where the memory is too small for it."""
         for samples in audio:
             duration_s = len(samples) / self.sampling_rate
             if duration_s < self.min_duration_s:
@@ -173,20 +187,37 @@ class Recogniser:
                     "as lascl.inference.stream does."
                 )
         try:
-            return self._answer(audio)
+            return ask(audio)
         except RuntimeError as error:
             if len(audio) == 1 or not should_reduce_batch_size(error):
                 raise
         half = len(audio) // 2
-        return tuple(np.concatenate(parts) for parts in zip(self(audio[:half]), self(audio[half:])))
+        parts = zip(self._in_halves(ask, audio[:half]), self._in_halves(ask, audio[half:]))
+        return tuple(np.concatenate(part) for part in parts)
 
     @torch.inference_mode()
     def _answer(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return self._answers_of(self._hear(self.model, audio))
+
+    @torch.inference_mode()
+    def _pool(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray]:
+        config = self.model.config
+        before, config.standardise_audio = config.standardise_audio, "none"
+        try:
+            return (self._hear(self.model.lascl, audio).pooled_audio.float().cpu().numpy(),)
+        finally:
+            config.standardise_audio = before
+
+    def _hear(self, model: nn.Module, audio: Sequence[np.ndarray]):
+        """The outputs of the model, or of its backbone alone, for a batch."""
         with np.errstate(over="ignore", invalid="ignore"):  # of samples far too large, the answer is NaN
             inputs = extract_features(self.feature_extractor, audio)
         lengths = inputs["attention_mask"].sum(dim=-1).tolist()  # here, so that no GPU is asked for them
         with _knowing_that_nothing_is_cut():
-            outputs = self.model(**inputs.to(self.model.device), lengths=lengths)
+            return model(**inputs.to(self.model.device), lengths=lengths)
+
+    def _answers_of(self, outputs) -> tuple[np.ndarray, np.ndarray]:
+        """(B, K) probabilities and (B, D) embeddings."""
         embeds = outputs.audio_embeds.cpu()  # (B, D)
         if self.model.config.prediction_head == "label":
             # Again, label by label: a kernel over all of them sums in an order that depends on where a label stands.

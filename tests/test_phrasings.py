@@ -34,6 +34,7 @@ def expected_features(text_encoder, words, phrasings, template="{label}"):
 
 
 def check(model, text_encoder, words, phrasings, template="{label}"):
+    assert model is not None, "there is no label_phrasings"
     assert model.config.labels == list(words)
     expected = expected_features(text_encoder, words, phrasings, template)
     torch.testing.assert_close(model.lascl.label_features, expected, rtol=0, atol=1e-5)
@@ -46,7 +47,8 @@ def bare(audio_encoders, text_encoder):
 
 @pytest.fixture
 def phrased(audio_encoders, text_encoder):
-    assert "label_phrasings" in LaSCLConfig.field_defaults()
+    if not hasattr(LaSCLConfig(), "label_phrasings"):
+        return None
     return build(audio_encoders["wav2vec2-layer"], text_encoder, label_template=TEMPLATE, label_phrasings=PHRASINGS)
 
 
@@ -69,6 +71,7 @@ def test_the_mean_of_its_phrases_stands_for_a_word_and_other_words_for_themselve
 
 
 def test_phrasings_are_given_to_set_labels_and_those_of_the_configuration_stay(phrased, text_encoder):
+    check(phrased, text_encoder, LABELS, PHRASINGS, TEMPLATE)
     assert said(phrased.set_labels, ["bored", "happy", "angry"], phrasings={"angry": ("irate", "cross")}) == ""
     both = {**PHRASINGS, "angry": ["irate", "cross"]}
     check(phrased, text_encoder, ["bored", "happy", "angry"], both, TEMPLATE)
@@ -80,6 +83,7 @@ def test_phrasings_are_given_to_set_labels_and_those_of_the_configuration_stay(p
 
 
 def test_a_checkpoint_keeps_them_also_for_words_that_are_no_labels_yet(phrased, bare, text_encoder, tmp_path):
+    check(phrased, text_encoder, LABELS, PHRASINGS, TEMPLATE)
     phrased.save_pretrained(tmp_path / "phrased")
     written = json.loads((tmp_path / "phrased" / "config.json").read_text())
     assert written["label_phrasings"] == PHRASINGS
@@ -133,7 +137,7 @@ def test_json_that_cannot_be_read_is_a_sentence_of_any_field():
 
 def test_a_fold_s_unheard_words_are_read_by_their_phrasings(audio_encoders, text_encoder, two_corpora, tmp_path):
     """Trained without `rage`, which the other corpus has."""
-    assert "label_phrasings" in LaSCLConfig.field_defaults()
+    assert hasattr(LaSCLConfig(), "label_phrasings")
     phrasings = {"rage": ["furious", "full of anger"], "calm": ["at ease"]}
     words, trained = ["calm", "fear", "joy", "rage"], ["calm", "fear", "joy"]
     checkpoint_of(tmp_path, audio_encoders, text_encoder, trained, label_phrasings=phrasings)
