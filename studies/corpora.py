@@ -1,33 +1,46 @@
-"""A study over several corpora, corpus by corpus: what `table.md` shows above its other numbers."""
+"""A study over several corpora, corpus by corpus.
+
+Letters: S speakers of a corpus, K words of its rows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lascl.evaluation.metrics import sample_std
+from lascl.evaluation.intervals import speaker_counts, speaker_standard_error
+from lascl.evaluation.metrics import SCORES, sample_std, scores_from_counts
 from lascl.evaluation.report_data import parsed_file
-from lascl.evaluation.results import per_cent
+from lascl.evaluation.results import per_cent, read_run
 
 
-def summarise_corpora(runs: dict[str, list[Path]]) -> list[dict] | None:
+UA = SCORES.index("ua")
+
+
+def summarise_corpora(
+    runs: dict[str, list[Path]], floors: Mapping[str, Sequence[str]] | None = None
+) -> list[dict] | None:
     """UA of each corpus over its own words, and the mean over corpora, of variants and floors; `None` where all are of
     one corpus. A run over one corpus beside them has that corpus's alone, under the name of its folder.
 
     Args:
         runs: by name, the run directories, one a seed. A floor has one, as no seed changes it.
+        floors: by the name of each, the variants that it is the floor of.
 
     Returns:
         A row each: `name`; `transductive`; `corpora`, by name the `mean` and `std` (n - 1; 0 for one) over seeds;
         `mean`, None of one corpus, of the mean over corpora the same and `se`, the mean over seeds of its standard
         error over speakers (`lascl.evaluation.corpora.scores_by_corpus`), None where a corpus has none; `unseen`, the
         mean over corpora that have words which were never trained of the UA over these, None if none has; and `words`,
-        by corpus and word of these, `recall`, `precision` and `share` of the utterances, means over seeds.
+        by corpus and word of these, `recall`, `precision` and `share` of the utterances, means over seeds; and of what
+        has a floor `over_floor`, `difference_over_corpora` of the two.
     """
     of_runs = {name: [parsed_file(run / "results.json") for run in seeds] for name, seeds in runs.items()}
     if not any("corpora" in found[0] for found in of_runs.values()):
         return None
+    floor_of = {variant: floor for floor, variants in (floors or {}).items() for variant in variants}
     rows = []
     for name, found in of_runs.items():
         alone = None if "corpora" in found[0] else _only_corpus(runs[name][0])
@@ -44,6 +57,7 @@ def summarise_corpora(runs: dict[str, list[Path]]) -> list[dict] | None:
                 "mean": _mean_over_corpora(means) if means else None,
                 "unseen": _over_seeds(unseen) if unseen else None,
                 "words": _unseen_words(by_corpus),
+                "over_floor": difference_over_corpora(runs[floor_of[name]], runs[name]) if name in floor_of else None,
             }
         )
     return rows
@@ -61,6 +75,43 @@ def _mean_over_corpora(means: list[dict]) -> dict:
         **_over_seeds([mean["ua"] for mean in means]),
         "se": None if None in errors else float(np.mean(errors)),
     }
+
+
+def difference_over_corpora(runs_a: list[Path], runs_b: list[Path]) -> dict:
+    """UA of B less that of A, each the mean over its seeds, as the mean over corpora; `se` is its standard error,
+    sqrt(sum of se_c^2) / C. Paired: a resample of a corpus's speakers has the same for both, so what is hard for both
+    cancels out. None where the difference is the same whichever speakers are drawn, or there is one.
+
+    Returns:
+        `difference`, `se` and `by_corpus`, the differences.
+    """
+    tested = [[[row for fold in read_run(run).values() for row in fold] for run in runs] for runs in (runs_a, runs_b)]
+    differences, errors = {}, []
+    for corpus in sorted({row["corpus"] for row in tested[0][0]}):
+        sides = [[[row for row in rows if row["corpus"] == corpus] for rows in seeds] for seeds in tested]
+        words = {row[name] for side in sides for rows in side for row in rows for name in ("reference", "prediction")}
+        counts = np.stack([_mean_counts(side, sorted(words)) for side in sides], axis=1)  # (S, 2, K, K)
+        differences[corpus] = float(_ua_difference(counts.sum(axis=0)[None])[0, 0])
+        errors.append(speaker_standard_error(counts, _ua_difference)[0] if len(counts) > 1 else 0.0)
+    return {
+        "difference": float(np.mean(list(differences.values()))),
+        "se": float(np.sqrt(np.square(errors).sum()) / len(errors)) if all(errors) else None,
+        "by_corpus": differences,
+    }
+
+
+def _mean_counts(seeds: list[list[dict]], words: list[str]) -> np.ndarray:
+    """(S, K, K): confusion matrices by speaker, the mean over seeds."""
+    columns = ("prediction", "reference", "speaker")
+    return np.mean(
+        [speaker_counts(*([row[name] for row in rows] for name in columns), words) for rows in seeds], axis=0
+    )
+
+
+def _ua_difference(counts: np.ndarray) -> np.ndarray:
+    """(R, 1) of sums over speakers (R, 2, K, K)."""
+    scores = scores_from_counts(counts)[..., UA]  # (R, 2)
+    return scores[:, 1:] - scores[:, :1]
 
 
 def _over_seeds(values: list[float]) -> dict:
@@ -89,7 +140,9 @@ def corpora_table(rows: list[dict], seeds: list[int]) -> str:
     """`summarise_corpora` as Markdown, in per cent."""
     corpora = sorted({corpus for row in rows for corpus in row["corpora"]})
     words = sorted({word for row in rows for word in row["words"]})
-    heads = ["UA by corpus", *corpora, "mean", *(f"{word}*" for word in words)]
+    has_floor = any(row["over_floor"] for row in rows)
+    heads = ["UA by corpus", *corpora, "mean", *(["over its floor"] if has_floor else [])]
+    heads += [f"{word}*" for word in words]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [_cell(row["corpora"].get(corpus)) for corpus in corpora]
@@ -108,6 +161,11 @@ def corpora_table(rows: list[dict], seeds: list[int]) -> str:
     ]
     if any(row["transductive"] for row in rows):
         notes.append(" † Transductive: unlabelled audio of the tested corpus was used to standardise.")
+    if has_floor:
+        notes.append(
+            " Over its floor: in points, of logistic regression on the same folds, states and statistics, paired by "
+            "speaker, ± the standard error."
+        )
     if words:
         notes.append(" * Recall / precision of a word that no other corpus has: nothing was trained on it.")
     return "\n".join([*lines, "", "".join(notes)])
@@ -124,3 +182,10 @@ def _mean_cell(mean: dict | None) -> str:
     if mean is None:
         return "-"
     return f"**{per_cent(mean['mean'])}**" + ("" if mean["se"] is None else f" ± {per_cent(mean['se'])}")
+
+
+def _points(over_floor: dict | None) -> str:
+    if over_floor is None:
+        return "-"
+    error = over_floor["se"]
+    return f"{100 * over_floor['difference']:+.1f}" + ("" if error is None else f" ± {per_cent(error)}")

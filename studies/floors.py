@@ -37,19 +37,20 @@ FEATURE_FIELDS = (
 )
 
 
-def floor_runs(study: Study, runs: list[PlannedRun]) -> dict[str, PlannedRun]:
-    """By the name of each floor, the run whose folds, states and statistics it has: the first of those that are alike
-    in them. Names tell the fields by which the floors differ."""
-    first = {}
+def floor_runs(study: Study, runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
+    """By the name of each floor, the runs whose folds, states and statistics it has. Names tell the fields by which the
+    floors differ."""
+    alike = {}
     for run in runs:
-        first.setdefault(json.dumps([getattr(run.recipe, name) for name in FEATURE_FIELDS], default=str), run)
-    settings = [{name: getattr(run.recipe, name) for name in FEATURE_FIELDS} for run in first.values()]
+        fields = {name: getattr(run.recipe, name) for name in FEATURE_FIELDS}
+        alike.setdefault(json.dumps(fields, sort_keys=True), []).append(run)
+    settings = [json.loads(fields) for fields in alike]
     differing = [name for name in FEATURE_FIELDS if len({json.dumps(fields[name]) for fields in settings}) > 1]
     named = {}
     for floor in study.floors:
-        for fields, run in zip(settings, first.values()):
+        for fields, those in zip(settings, alike.values()):
             told = ",".join(f"{name}={fields[name]}" for name in differing)
-            named[", ".join(filter(None, [floor.replace("_", " "), told]))] = run
+            named[", ".join(filter(None, [floor.replace("_", " "), told]))] = those
     return named
 
 
@@ -59,10 +60,14 @@ def logistic_regression(x: np.ndarray, labels: np.ndarray, is_several: bool) -> 
     return LogisticRegression(C=c, max_iter=5000, class_weight="balanced" if is_several else None).fit(x, labels)
 
 
-def finished_floors(study: Study, folder: Path, runs: list[PlannedRun]) -> list[str]:
-    """The names of the floors that are there."""
+def finished_floors(study: Study, folder: Path, runs: list[PlannedRun]) -> dict[str, list[str]]:
+    """The floors that are there, and of each the variants that it is the floor of."""
     last = f"seed-{study.seeds[0]}/results.json"
-    return [name for name in floor_runs(study, runs) if (folder / folder_name(name) / last).is_file()]
+    return {
+        name: list(dict.fromkeys(run.variant for run in those))
+        for name, those in floor_runs(study, runs).items()
+        if (folder / folder_name(name) / last).is_file()
+    }
 
 
 def write_floors(study: Study, folder: Path, runs: list[PlannedRun]):
@@ -70,8 +75,8 @@ def write_floors(study: Study, folder: Path, runs: list[PlannedRun]):
     the run's encoder made, which are on disk or encoded once more."""
     if not PartialState().is_main_process:
         return
-    for name, run in floor_runs(study, runs).items():
-        run_dir = folder / folder_name(name) / f"seed-{study.seeds[0]}"
+    for name, those in floor_runs(study, runs).items():
+        run, run_dir = those[0], folder / folder_name(name) / f"seed-{study.seeds[0]}"
         if run.is_complete and not (run_dir / "results.json").is_file():
             view_cache = {}
             for number in run.numbers:

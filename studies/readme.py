@@ -56,7 +56,7 @@ def _run(folder: Path) -> str:
 
 def _study(folder: Path) -> str:
     stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    seeds, floors = stored["seeds"], stored.get("floors", [])
+    seeds, floors = stored["seeds"], stored.get("floors", {})
     names = [variant["name"] for variant in stored["variants"] if variant["name"] not in floors]
     runs = [run for name in names for run in seed_runs(folder, name, seeds)]
     runs += [run for name in floors for run in seed_runs(folder, name, seeds[:1])]

@@ -6,7 +6,7 @@ STUDY/<folder_name(variant)>/seed-S/   a run directory each
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def summarise_study(
     *,
     against: str | None = None,
     paper: dict | None = None,
-    floors: Sequence[str] = (),
+    floors: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
     """The content of `study.json`.
 
@@ -52,7 +52,7 @@ def summarise_study(
         against: the variant that the others are compared with, by default the first. If it is not among `names`,
             nothing is compared.
         paper: (WA, UA) in per cent, either possibly None, that a paper reports; also of rows that are no variant here.
-        floors: names of what `lascl.studies.floors` wrote, once for all seeds.
+        floors: what `lascl.studies.floors` wrote, once for all seeds, and the variants that each is the floor of.
 
     Returns:
         `seeds`, `against`, `paper`, `floors`, over several corpora `by_corpus` (`summarise_corpora`), and `variants`,
@@ -66,6 +66,7 @@ def summarise_study(
     """
     full = names[0] if against is None else against
     runs_of = {name: seed_runs(study, name, seeds) for name in names}
+    floors = dict(floors or {})
     runs_of |= {name: seed_runs(study, name, seeds[:1]) for name in floors}
     variants = []
     for name, runs in runs_of.items():
@@ -80,12 +81,12 @@ def summarise_study(
             except ValueError as error:
                 comparison = {"refused": str(error).replace(str(study), "STUDY")}
         variants.append({"name": name, **scores, "intervals": intervals, "comparison": comparison})
-    by_corpus = summarise_corpora(runs_of)
+    by_corpus = summarise_corpora(runs_of, floors)
     return {
         "seeds": seeds,
         "against": against,
         "paper": paper or {},
-        **({"floors": list(floors)} if floors else {}),
+        **({"floors": floors} if floors else {}),
         **({"by_corpus": by_corpus} if by_corpus else {}),
         "variants": variants,
     }
@@ -158,9 +159,12 @@ def _interval_over_seeds(runs: list[Path]) -> dict | None:
 
 def study_table(results: dict) -> str:
     """`study.json` as Markdown, in per cent: a row a variant, then what the numbers mean and the comparisons in words.
+    Over several corpora `corpora_table`, as a score over classes of different corpora says nothing.
 
     Rows that only the paper has come first. The paper's numbers stand in a column of their own that says so."""
     seeds, paper, several = results["seeds"], results["paper"], len(results["seeds"]) > 1
+    if "by_corpus" in results:
+        return corpora_table(results["by_corpus"], seeds)
     names = [variant["name"] for variant in results["variants"]]
     full = results["against"] or names[0]
     heads = ["variant", "WA", "UA", "macro-F1", *(["paper, IEMOCAP: WA / UA"] if paper else [])]
@@ -190,8 +194,7 @@ def study_table(results: dict) -> str:
         if variant["comparison"]:
             found = variant["comparison"].get("refused") or variant["comparison"]["ua"]["sentence"]
             lines.append(f"* {variant['name']} (B), {full} (A): {found}")
-    table = "\n".join(lines).rstrip("\n")
-    return "\n\n".join([corpora_table(results["by_corpus"], seeds), table]) if "by_corpus" in results else table
+    return "\n".join(lines).rstrip("\n")
 
 
 def _cell(variant: dict, score: str, several: bool) -> str:

@@ -13,7 +13,7 @@ from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus, train
 from lascl.data import read_audio
-from lascl.studies.corpora import corpora_table, summarise_corpora
+from lascl.studies.corpora import corpora_table, difference_over_corpora, summarise_corpora
 from lascl.study import main
 
 
@@ -99,7 +99,7 @@ def test_the_table_shows_variants_and_floors_corpus_by_corpus(study):
     results = json.loads((study / "study.json").read_text())
     names = ["training", "corpus"]
     floors = [f"logistic regression, standardise_audio={name}" for name in names]
-    assert results["floors"] == floors
+    assert results["floors"] == dict(zip(floors, [["training"], ["corpus"]]))
     assert [row["name"] for row in results["by_corpus"]] == [*names, *floors]
     assert [row["transductive"] for row in results["by_corpus"]] == [False, True, False, True]
     row = results["by_corpus"][0]
@@ -118,7 +118,13 @@ def test_the_table_shows_variants_and_floors_corpus_by_corpus(study):
     assert row["mean"]["mean"] == pytest.approx(np.mean(means))
     table = (study / "table.md").read_text()
     assert "| corpus † |" in table and "Transductive: unlabelled audio" in table
-    assert f"Floors, once on the same folds, states and statistics: {', '.join(floors)}." in table
+    assert "of logistic regression on the same folds, states and statistics" in table
+    over = row["over_floor"]
+    ours = [row["corpora"][corpus]["mean"] for corpus in sorted(row["corpora"])]
+    theirs = [results["by_corpus"][2]["corpora"][corpus]["mean"] for corpus in sorted(row["corpora"])]
+    assert list(over["by_corpus"].values()) == pytest.approx(np.subtract(ours, theirs).tolist())
+    assert over["difference"] == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert results["by_corpus"][2]["over_floor"] is None
 
 
 @pytest.mark.slow
@@ -171,3 +177,22 @@ def test_a_model_of_one_corpus_stands_beside_that_of_several(tmp_path):
         "| EmoDB alone | - | 70.0 | - |",
     ]
     assert summarise_corpora({"EmoDB alone": [tmp_path / "EmoDB alone"]}) is None
+
+
+def test_the_error_of_a_difference_is_over_speakers_of_each_corpus(tmp_path):
+    """Against every resample of two speakers, written out: with S = 2 a speaker is drawn twice, once or never, and the
+    bootstrap's deviation is widened by sqrt(S / (S - 1))."""
+    rows = "id,speaker,corpus,reference,prediction,prediction_classifier\n"
+    for name, answers in {"A": [0, 0, 0, 1, 0, 1, 1, 0], "B": [1, 1, 0, 1, 1, 1, 1, 0]}.items():
+        (tmp_path / name / "fold-1").mkdir(parents=True)
+        lines = [
+            f"{number},{'st'[number // 2 % 2]}{number // 4},{'xy'[number // 4]},joy,{'joy' if right else 'fear'},joy"
+            for number, right in enumerate(answers)
+        ]
+        (tmp_path / name / "fold-1" / "predictions.csv").write_text(rows + "\n".join(lines) + "\n")
+    found = difference_over_corpora([tmp_path / "A"], [tmp_path / "B"])
+    # Corpus x: speaker s gains 2 of 2, t 0 of 2; corpus y: s gains 1 of 2, t 0 of 2.
+    assert found["by_corpus"] == {"x": 0.5, "y": 0.25}
+    assert found["difference"] == 0.375
+    # Of a mean of two draws from {1, 0}: deviation 1/2 / sqrt(2), widened by sqrt(2): 1/2; of {1/2, 0}: 1/4.
+    assert found["se"] == pytest.approx(np.sqrt(0.5**2 + 0.25**2) / 2, rel=0.05)
