@@ -44,18 +44,21 @@ def find_recordings(inputs: Iterable[str], read_list: Callable[[], bytes], colum
         column: of the manifests, whose values are wanted.
 
     Raises:
-        ValueError: a `column` is wanted that a manifest lacks, or inputs beside manifests.
+        ValueError: a `column` is wanted that a manifest lacks or has two values of for a path, or inputs beside
+            manifests.
     """
-    found, seen = Found(), set()
+    found, seen = Found(), {}
     for name in inputs:
         if column is not None and not (os.path.isfile(name) and name.lower().endswith(".csv")):
             raise ValueError(f"The column {column!r} can be read of CSV lists alone; found the input {name}.")
         for path, value in _look_up(name, read_list, found.failures, column):
             if (key := os.path.abspath(path)) not in seen:
-                seen.add(key)
+                seen[key] = value
                 found.paths.append(path)
                 if column is not None:
                     found.values[path] = value
+            elif seen[key] != value:
+                raise ValueError(f"{path} has two values of {column!r}, {seen[key]} and {value}: list it once.")
     return found
 
 

@@ -183,10 +183,15 @@ def test_a_run_that_was_cut_off_goes_on_by_the_same_statistics_and_other_inputs_
         (["list.csv", "--standardise", "recordings", "--window", "1"], "leave out --window"),
         (["list.csv", "--standardise_by", "speaker", "--window", "1"], "leave out --window"),
         (["list.csv", "--standardise_by", "voice"], "list.csv has no column 'voice'; found path, speaker."),
+        (
+            ["twice.csv", "--standardise_by", "speaker"],
+            "00.wav has two values of 'speaker', ann and bob: list it once.",
+        ),
         (["00.wav", "--standardise_by", "speaker"], "can be read of CSV lists alone; found the input 00.wav."),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_nothing_is_written(argv, message, checkpoint, folder, capsys):
+    (folder / "twice.csv").write_text("path,speaker\n00.wav,ann\n01.wav,bob\n00.wav,ann\n00.wav,bob\n")
     assert run(checkpoint, *argv, "--output", "own.csv") == 2
     assert message in capsys.readouterr().err and not (folder / "own.csv").exists()
 
