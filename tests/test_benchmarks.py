@@ -442,3 +442,24 @@ def test_answers_that_depend_on_the_batch_are_refused_there(load, audio_encoders
     monkeypatch.setattr(module.Recogniser, "__call__", wrong)
     with pytest.raises(SystemExit, match="differs by 0.005 alone and in a batch"):
         module.main(["--audio_encoder", audio_encoders["whisper"]])
+
+
+def test_own_recordings(load, tmp_path, audio_encoders, text_encoder):
+    """Recordings of two loudnesses by two speakers: whose statistics are taken changes the answers."""
+    folder = audio_encoders["wav2vec2-layer"]
+    config = {"projection_dim": 8, "standardise_audio": "training"}
+    model = LaSCLForAudioClassification.from_encoders(folder, text_encoder, conftest.LABELS, **config)
+    model.save_pretrained(tmp_path / "model")
+    AutoFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path / "model")
+    lines = ["path,label,speaker"]
+    for number in range(12):
+        soundfile.write(tmp_path / f"{number}.wav", conftest.recording(number, 0.2 + 0.01 * number), conftest.RATE)
+        lines.append(f"{number}.wav,{['happy', 'weary'][number % 2]},{'ab'[number // 6]}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    load("own_recordings").main([str(tmp_path / "model"), str(tmp_path / "list.csv"), "--heading", "Twelve"])
+    found = checked_table(tmp_path, "own_recordings", 3)
+    assert found["title"] == "Twelve: 12 recordings of 2 speakers, 2 words"
+    assert list(found["measured"]) == ["training utterances", "these recordings", "each speaker's"]
+    for measured in found["measured"].values():
+        assert 0 <= measured["ua"] <= 1 and 0.01 <= measured["temperature"] <= 10
+    assert len({row["by one fitted to the other speakers"] for row in found["rows"]}) > 1
