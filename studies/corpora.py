@@ -149,6 +149,7 @@ def corpora_table(rows: list[dict], seeds: list[int]) -> str:
         told = [row["words"].get(word) for word in words]
         cells += [
             _mean_cell(row["mean"]),
+            *([_points(row["over_floor"])] if has_floor else []),
             *(f"{per_cent(w['recall'])} / {per_cent(w['precision'])}" if w else "-" for w in told),
         ]
         lines.append(f"| {row['name']}{' †' if row['transductive'] else ''} | {' | '.join(cells)} |")

@@ -125,6 +125,12 @@ def test_the_table_shows_variants_and_floors_corpus_by_corpus(study):
     assert list(over["by_corpus"].values()) == pytest.approx(np.subtract(ours, theirs).tolist())
     assert over["difference"] == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert results["by_corpus"][2]["over_floor"] is None
+    heads, cells = (
+        [cell.strip() for cell in line.split("|")] for line in (table.splitlines()[0], table.splitlines()[2])
+    )
+    assert len(heads) == len(cells) and cells[heads.index("over its floor")].split(" ± ")[0] == (
+        f"{100 * over['difference']:+.1f}"
+    )
 
 
 @pytest.mark.slow
