@@ -101,8 +101,9 @@ def _provenance(runs: list[Path]) -> str:
     commits = " and ".join(sorted({f"`{environment['commit'][:10]}`" for environment in environments}))
     seeds = sorted({recipe["seed"] for recipe in recipes})
     named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    corpora = recipes[0]["corpus"] or ", ".join(entry["name"] for entry in recipes[0]["corpora"])
     return (
-        f"`{recipes[0]['corpus']}`, {recipes[0]['num_train_epochs']:g} epochs, {named}, "
+        f"`{corpora}`, {recipes[0]['num_train_epochs']:g} epochs, {named}, "
         f"{'one run' if len(runs) == 1 else f'{len(runs)} runs'} of commit {commits} on {environments[0]['device']}; "
         "per cent."
     )
