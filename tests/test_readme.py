@@ -37,7 +37,13 @@ def test_every_python_block_is_run_here():
     assert set(named) == set(re.findall(r'run\("(\w+)"', Path(__file__).read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("name", TEXTS)
+# Where the tables are of dozens of runs, whose scores are computed anew.
+LONG = {"README.md", "docs/many-corpora.md", "docs/results.md"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in TEXTS]
+)
 def test_the_results_follow_from_the_result_files(name):
     assert render(TEXTS[name], ROOT / "results") == TEXTS[name], "run `make readme`"
 
