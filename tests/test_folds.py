@@ -216,7 +216,7 @@ def test_leaving_one_of_two_thousand_speakers_out_of_a_hundred_thousand_rows_tra
         begun.append(tracemalloc.get_traced_memory()[1] / 2**20)  # 0 where it is not watched
         raise OutOfTimeError
 
-    monkeypatch.setattr("lascl.training.prepare.load_corpus", lambda *args, **kwargs: corpus)
+    monkeypatch.setattr("lascl.training.prepare.load_corpora", lambda *args, **kwargs: corpus)
     monkeypatch.setattr("lascl.LaSCLTrainer.training_step", training_step)
     command = ["csv", "--data_dir", str(tmp_path), "--protocol", "leave_one_speaker_out", "--augmentation", "gain"]
     command += ["--audio_encoder", audio_encoders["wav2vec2-layer"], "--text_encoder", text_encoder]
