@@ -16,7 +16,7 @@ import inspect
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -1060,6 +1060,16 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
 
 
 # --------------------------------------------------------------------------------------------------- statistics, text
+
+
+@contextlib.contextmanager
+def not_standardised(config: LaSCLConfig) -> Iterator[None]:
+    """While pooled audio is wanted as it is, for statistics of one's own."""
+    before, config.standardise_audio = config.standardise_audio, "none"
+    try:
+        yield
+    finally:
+        config.standardise_audio = before
 
 
 def pooled_statistics(pooled: torch.Tensor | Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ import numpy as np
 from lascl.evaluation.intervals import (
     ROUNDING,
     named_intervals,
-    speaker_counts,
     speaker_interval,
     speaker_standard_error,
 )
@@ -20,6 +19,7 @@ from lascl.evaluation.metrics import SCORES, scores_from_counts
 from lascl.evaluation.predictions import (
     PROBABILITY,
     classes_of,
+    counts_of,
     head_probabilities,
     labels_of,
     score_rows,
@@ -90,8 +90,7 @@ def _add_errors(scores: dict, rows: Sequence[Mapping[str, str]], labels: list[st
     """Adds `intervals` and `se` for both heads, and the scores themselves that are named."""
     told = names or SCORES
     for column, target in (("prediction", scores), ("prediction_classifier", scores["classifier"])):
-        predictions, references, speakers = ([row[name] for row in rows] for name in (column, "reference", "speaker"))
-        counts = speaker_counts(predictions, references, speakers, classes_of(rows, labels, column))
+        counts = counts_of(rows, classes_of(rows, labels, column), column)
         if names:
             values = dict(zip(SCORES, scores_from_counts(counts.sum(axis=0)).tolist()))
             target |= {name: values[name] for name in names}

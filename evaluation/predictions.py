@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lascl.evaluation.intervals import speaker_counts
 from lascl.evaluation.metrics import SCORES, expected_calibration_error, score
 
 
@@ -112,6 +113,12 @@ def classes_of(rows: Sequence[Mapping[str, str]], labels: list[str], column: str
     it knows none, the empty one."""
     has_none = "corpus" in rows[0] and any(row[column] == NO_ANSWER for row in rows)
     return [*labels, NO_ANSWER] if has_none and NO_ANSWER not in labels else labels
+
+
+def counts_of(rows: Sequence[Mapping[str, str]], classes: Sequence[str], column: str = "prediction") -> np.ndarray:
+    """(S, K, K) `speaker_counts` of a column of predictions."""
+    predictions, references, speakers = ([row[name] for row in rows] for name in (column, "reference", "speaker"))
+    return speaker_counts(predictions, references, speakers, classes)
 
 
 def head_probabilities(

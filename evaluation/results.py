@@ -10,11 +10,12 @@ import numpy as np
 import yaml
 
 from lascl.evaluation.corpora import PARTS, scores_by_corpus
-from lascl.evaluation.intervals import named_intervals, speaker_counts, speaker_interval
+from lascl.evaluation.intervals import named_intervals, speaker_interval
 from lascl.evaluation.metrics import SCORE_NAMES, SCORES, sample_std
 from lascl.evaluation.predictions import (
     NO_ANSWER,
     classes_of,
+    counts_of,
     labels_of,
     own_words_of,
     read_predictions,
@@ -93,9 +94,7 @@ def _pooled(rows, labels, head, own) -> dict:
 
 
 def _intervals(rows, labels, column) -> dict | None:
-    predictions, references, speakers = ([row[name] for row in rows] for name in (column, "reference", "speaker"))
-    classes = classes_of(rows, labels, column)
-    return named_intervals(speaker_interval(speaker_counts(predictions, references, speakers, classes)))
+    return named_intervals(speaker_interval(counts_of(rows, classes_of(rows, labels, column), column)))
 
 
 def _over_folds(folds, function) -> dict:

@@ -22,6 +22,7 @@ from lascl import LaSCLConfig, LaSCLForAudioClassification
 from lascl.data.features import extract_features
 from lascl.encoders_lascl import samples_of_one_frame
 from lascl.inference.checkpoints import checkpoint_of
+from lascl.modeling_lascl import not_standardised
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -201,12 +202,8 @@ class Recogniser:
 
     @torch.inference_mode()
     def _pool(self, audio: Sequence[np.ndarray]) -> tuple[np.ndarray]:
-        config = self.model.config
-        before, config.standardise_audio = config.standardise_audio, "none"
-        try:
+        with not_standardised(self.model.config):
             return (self._hear(self.model.lascl, audio).pooled_audio.float().cpu().numpy(),)
-        finally:
-            config.standardise_audio = before
 
     def _hear(self, model: nn.Module, audio: Sequence[np.ndarray]):
         """The outputs of the model, or of its backbone alone, for a batch."""

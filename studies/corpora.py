@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lascl.evaluation.intervals import speaker_counts, speaker_standard_error
+from lascl.evaluation.intervals import speaker_standard_error
 from lascl.evaluation.metrics import SCORES, sample_std, scores_from_counts
+from lascl.evaluation.predictions import counts_of
 from lascl.evaluation.report_data import parsed_file
 from lascl.evaluation.results import per_cent, read_run
 
@@ -52,10 +53,10 @@ def summarise_corpora(
                 "name": name,
                 "transductive": bool(found[0].get("transductive")),
                 "corpora": {
-                    corpus: _over_seeds([scores[corpus]["ua"] for scores in by_corpus]) for corpus in by_corpus[0]
+                    corpus: over_seeds([scores[corpus]["ua"] for scores in by_corpus]) for corpus in by_corpus[0]
                 },
                 "mean": _mean_over_corpora(means) if means else None,
-                "unseen": _over_seeds(unseen) if unseen else None,
+                "unseen": over_seeds(unseen) if unseen else None,
                 "words": _unseen_words(by_corpus),
                 "over_floor": difference_over_corpora(runs[floor_of[name]], runs[name]) if name in floor_of else None,
             }
@@ -72,7 +73,7 @@ def _only_corpus(run: Path) -> str:
 def _mean_over_corpora(means: list[dict]) -> dict:
     errors = [mean["se"]["ua"] for mean in means]
     return {
-        **_over_seeds([mean["ua"] for mean in means]),
+        **over_seeds([mean["ua"] for mean in means]),
         "se": None if None in errors else float(np.mean(errors)),
     }
 
@@ -90,7 +91,7 @@ def difference_over_corpora(runs_a: list[Path], runs_b: list[Path]) -> dict:
     for corpus in sorted({row["corpus"] for row in tested[0][0]}):
         sides = [[[row for row in rows if row["corpus"] == corpus] for rows in seeds] for seeds in tested]
         words = {row[name] for side in sides for rows in side for row in rows for name in ("reference", "prediction")}
-        counts = np.stack([_mean_counts(side, sorted(words)) for side in sides], axis=1)  # (S, 2, K, K)
+        counts = np.stack([mean_counts(side, sorted(words)) for side in sides], axis=1)  # (S, 2, K, K)
         differences[corpus] = float(_ua_difference(counts.sum(axis=0)[None])[0, 0])
         errors.append(speaker_standard_error(counts, _ua_difference)[0] if len(counts) > 1 else 0.0)
     return {
@@ -100,12 +101,9 @@ def difference_over_corpora(runs_a: list[Path], runs_b: list[Path]) -> dict:
     }
 
 
-def _mean_counts(seeds: list[list[dict]], words: list[str]) -> np.ndarray:
-    """(S, K, K): confusion matrices by speaker, the mean over seeds."""
-    columns = ("prediction", "reference", "speaker")
-    return np.mean(
-        [speaker_counts(*([row[name] for row in rows] for name in columns), words) for rows in seeds], axis=0
-    )
+def mean_counts(seeds: list[list[dict]], words: list[str]) -> np.ndarray:
+    """(S, K, K): confusion matrices by speaker, the mean over the rows of seeds."""
+    return np.mean([counts_of(rows, words) for rows in seeds], axis=0)
 
 
 def _ua_difference(counts: np.ndarray) -> np.ndarray:
@@ -114,7 +112,8 @@ def _ua_difference(counts: np.ndarray) -> np.ndarray:
     return scores[:, 1:] - scores[:, :1]
 
 
-def _over_seeds(values: list[float]) -> dict:
+def over_seeds(values: list[float]) -> dict:
+    """Mean and standard deviation (n - 1; 0 for one)."""
     return {"mean": float(np.mean(values)), "std": sample_std(values)}
 
 

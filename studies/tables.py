@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from lascl.evaluation.compare import compare_counts, compare_runs
-from lascl.evaluation.intervals import speaker_counts, speaker_interval
-from lascl.evaluation.metrics import SCORE_NAMES, SCORES, sample_std, scores_from_counts
+from lascl.evaluation.intervals import speaker_interval
+from lascl.evaluation.metrics import SCORE_NAMES, SCORES, scores_from_counts
+from lascl.evaluation.predictions import counts_of
 from lascl.evaluation.report_data import parsed_file
 from lascl.evaluation.results import interval_of, named_intervals, read_run, score_rows, with_interval
-from lascl.studies.corpora import corpora_table, summarise_corpora
+from lascl.studies.corpora import corpora_table, mean_counts, over_seeds, summarise_corpora
 
 
 def folder_name(variant: str) -> str:
@@ -93,7 +94,7 @@ def summarise_study(
 
 
 def _over_seeds(values: list[float]) -> dict:
-    return {"by_seed": values, "mean": float(np.mean(values)), "std": sample_std(values)}
+    return {"by_seed": values, **over_seeds(values)}
 
 
 def compare_seeds(runs_a: list[Path], runs_b: list[Path]) -> dict:
@@ -118,31 +119,29 @@ def compare_seeds(runs_a: list[Path], runs_b: list[Path]) -> dict:
     if len(by_seed) == 1:
         return result
     tested = [_tested(runs) for runs in (runs_a, runs_b)]
-    labels = sorted({label for counts in tested for row in counts for label in row["labels"]})
-    counts = np.stack([_mean_counts(rows, labels) for rows in tested], axis=1)  # (S, 2, K, K)
+    labels = _labels_of([*tested[0], *tested[1]])
+    counts = np.stack([mean_counts(by_seed, labels) for by_seed in tested], axis=1)  # (S, 2, K, K)
     return result | compare_counts(counts)
 
 
-def _tested(runs: list[Path]) -> list[dict]:
-    """Of each seed's run its references, predictions, speakers and labels, in the order of the ids.
+def _tested(runs: list[Path]) -> list[list[dict]]:
+    """Of each seed's run its rows, in the order of the ids.
 
     Raises ValueError where the seeds tested different utterances."""
     found = []
     for run in runs:
-        rows = sorted((row for fold in read_run(run).values() for row in fold), key=lambda row: row["id"])
-        columns = {name: [row[name] for row in rows] for name in ("id", "reference", "prediction", "speaker")}
-        found.append({**columns, "labels": {*columns["reference"], *columns["prediction"]}})
-        if found[0]["id"] != columns["id"]:
+        found.append(sorted((row for fold in read_run(run).values() for row in fold), key=lambda row: row["id"]))
+        if _ids(found[0]) != _ids(found[-1]):
             raise ValueError(f"The seeds tested different utterances: {runs[0]} and {run}. Run all folds.")
     return found
 
 
-def _counts(seed: dict, labels: list[str]) -> np.ndarray:
-    return speaker_counts(seed["prediction"], seed["reference"], seed["speaker"], labels)
+def _ids(rows: list[dict]) -> list[str]:
+    return [row["id"] for row in rows]
 
 
-def _mean_counts(by_seed: list[dict], labels: list[str]) -> np.ndarray:
-    return np.mean([_counts(seed, labels) for seed in by_seed], axis=0)
+def _labels_of(by_seed: list[list[dict]]) -> list[str]:
+    return sorted({row[column] for rows in by_seed for row in rows for column in ("reference", "prediction")})
 
 
 def _interval_over_seeds(runs: list[Path]) -> dict | None:
@@ -151,10 +150,12 @@ def _interval_over_seeds(runs: list[Path]) -> dict | None:
         by_seed = _tested(runs)
     except ValueError:
         return None
-    labels = sorted({label for seed in by_seed for label in seed["labels"]})
-    counts = np.stack([_counts(seed, labels) for seed in by_seed], axis=1)  # (S, R, K, K)
-    intervals = speaker_interval(counts, lambda sums: scores_from_counts(sums).mean(axis=-2))
-    return named_intervals(intervals)
+    return _interval_of_mean(by_seed, _labels_of(by_seed))
+
+
+def _interval_of_mean(by_seed: list[list[dict]], labels: list[str]) -> dict | None:
+    counts = np.stack([counts_of(rows, labels) for rows in by_seed], axis=1)  # (S, R, K, K)
+    return named_intervals(speaker_interval(counts, lambda sums: scores_from_counts(sums).mean(axis=-2)))
 
 
 def study_table(results: dict) -> str:
@@ -242,18 +243,9 @@ def choose_on_validation(study: Path, names: list[str], seeds: list[int]) -> dic
         for fold, name in chosen[str(seed)].items():
             rows += read_run(seed_runs(study, name, [seed])[0])[int(fold)]
         pooled.append(sorted(rows, key=lambda row: row["id"]))
-    labels = sorted({row[column] for rows in pooled for row in rows for column in ("reference", "prediction")})
+    labels = _labels_of(pooled)
     scores = [score_rows(rows, labels) for rows in pooled]
-    same = all([row["id"] for row in rows] == [row["id"] for row in pooled[0]] for rows in pooled)
-    counts = [
-        speaker_counts(*([row[name] for row in rows] for name in ("prediction", "reference", "speaker")), labels)
-        for rows in pooled
-    ]
-    intervals = (
-        speaker_interval(np.stack(counts, axis=1), lambda sums: scores_from_counts(sums).mean(axis=-2))
-        if same
-        else None
-    )
+    same = all(_ids(rows) == _ids(pooled[0]) for rows in pooled)
     return {
         "seeds": seeds,
         "validation_ua": {
@@ -261,7 +253,7 @@ def choose_on_validation(study: Path, names: list[str], seeds: list[int]) -> dic
         },
         "chosen": chosen,
         **{score: _over_seeds([run[score] for run in scores]) for score in SCORES},
-        "intervals": named_intervals(intervals),
+        "intervals": _interval_of_mean(pooled, labels) if same else None,
     }
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_losses import joint as without_masks
 from torch.utils.data import DataLoader
 from transformers import AutoFeatureExtractor, Trainer, TrainingArguments
 
@@ -135,20 +136,9 @@ CORPORA = {
 }
 
 
-def joint(b, mask, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True, reduction="mean"):
+def joint(b, mask, *, reduction="mean", **weights):
     assert "label_mask" in inspect.signature(joint_loss).parameters, "joint_loss knows no words of a corpus"
-    return joint_loss(
-        b.audio,
-        b.label,
-        b.logits,
-        b.labels,
-        contrastive_temperature=tau,
-        contrastive_weight=lambda_1,
-        divergence_weight=lambda_2,
-        label_anchors=label_anchors,
-        contrastive_reduction=reduction,
-        label_mask=mask,
-    )
+    return without_masks(b, contrastive_reduction=reduction, label_mask=mask, **weights)
 
 
 def contrastive(embeddings, labels, tau, comparable):

@@ -151,7 +151,7 @@ def batch(utterances=5, views=2, dim=6, classes=4, seed=0, dtype=torch.float64, 
     )
 
 
-def joint(b, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True, **reduction):
+def joint(b, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True, **others):
     return joint_loss(
         b.audio,
         b.label,
@@ -161,7 +161,7 @@ def joint(b, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True, **reduc
         contrastive_weight=lambda_1,
         divergence_weight=lambda_2,
         label_anchors=label_anchors,
-        **reduction,
+        **others,
     )
 
 

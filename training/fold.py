@@ -156,8 +156,18 @@ def known_views(
     if block is None and recipe.standardise_audio in ("none", "training"):
         return None
     if block is None:
-        speech.num_views = 1
-        block = embed_views(model, speech, SpeechCollator(extractor), view_cache, args, view_store(recipe))[0, 0]
+        block = _clean_block(recipe, speech, args, view_cache, model, extractor)
+    return _standardised_views(speech, block, corpus, fold, model, rows)
+
+
+def _clean_block(recipe: Recipe, speech: SpeechDataset, args: LaSCLTrainingArguments, view_cache, model, extractor):
+    """(N, d_a): all clean views, found or encoded now."""
+    speech.num_views = 1
+    return embed_views(model, speech, SpeechCollator(extractor), view_cache, args, view_store(recipe))[0, 0]
+
+
+def _standardised_views(speech: SpeechDataset, block, corpus, fold: Fold, model, rows: list[int]) -> PooledDataset:
+    """The clean views of some rows as the heads of this fold are to have them."""
     statistics = statistics_of(model.lascl, block, fold, **groups_of(corpus))
     return PooledDataset(speech, rows, {(0, 0): block}, num_views=1, statistics=statistics)
 
@@ -174,13 +184,11 @@ def clean_views(
     model = LaSCLForAudioClassification.from_pretrained(checkpoint, dtype=torch.float32).eval().to(args.device)
     model.lascl.takes_odd_audio = True  # as training does: every file was looked at
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
-    clean = training_data(recipe, corpus, everything_of(corpus), args, extractor)
-    if not is_encoded_once(recipe, clean):
+    speech = training_data(recipe, corpus, everything_of(corpus), args, extractor)
+    if not is_encoded_once(recipe, speech):
         raise ValueError("Floors are of frozen encoders: set freeze_audio_encoder, and an augmentation_period.")
-    clean.num_views = 1
-    embed_views(model, clean, SpeechCollator(extractor), view_cache, args, view_store(recipe))
-    rows = [*fold.train, *fold.test]
-    views = known_views(recipe, corpus, fold, args, view_cache, model, extractor, rows)
+    block, rows = _clean_block(recipe, speech, args, view_cache, model, extractor), [*fold.train, *fold.test]
+    views = _standardised_views(speech, block, corpus, fold, model, rows)
     found = np.zeros((len(corpus), model.config.pooled_size), dtype=np.float32)
     for number, row in enumerate(rows):
         found[row] = views[number]["pooled_audio"][0].numpy()

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib import metadata
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.data.augmentation import build_augmentation
 from lascl.data.checked_audio import content_hashes
 from lascl.data.dataset import class_indices, stacked_label_masks
-from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel, pooled_statistics
+from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel, not_standardised, pooled_statistics
 from lascl.training.announced import announcement_of
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.digests import digest_of
@@ -337,12 +337,13 @@ def embed_views(
     shares = [_by_length(part)[state.process_index :: state.num_processes] for _, part, _ in todo]
     is_shown = todo and state.is_main_process and not args.disable_tqdm
     model.eval()
+    # What is encoded is to serve every fold, whose statistics differ.
     if todo and state.is_main_process:
-        with _not_standardised(model.config):
+        with not_standardised(model.config):
             places = [(part, place) for _, part, place in todo]
             print(announcement_of(model, places, collator, args, store), flush=True)
     with (
-        _not_standardised(model.config),
+        not_standardised(model.config),
         tqdm(total=sum(map(len, shares)), desc="Encoding all views", unit="view", disable=not is_shown) as progress,
     ):
         for (key, part, place), mine in zip(todo, shares):
@@ -374,16 +375,6 @@ def _is_known(key: str, view_cache: dict[str, torch.Tensor | Block], store: View
 def _by_length(speech: SpeechDataset) -> list[int]:
     """Rows in order of length, so that little is padding."""
     return sorted(range(len(speech)), key=lambda row: speech.durations_s[row])
-
-
-@contextmanager
-def _not_standardised(config) -> Iterator[None]:
-    """While what is encoded is to serve every fold, whose statistics differ."""
-    before, config.standardise_audio = config.standardise_audio, "none"
-    try:
-        yield
-    finally:
-        config.standardise_audio = before
 
 
 @torch.no_grad()
