@@ -33,7 +33,8 @@ C_OF_ONE_CORPUS, C_OF_SEVERAL = 0.05, 0.01
 FEATURE_FIELDS = (
     *CORPUS_FIELDS,
     *("num_folds", "protocol", "validation", "split_seed", "folds", "max_duration_s"),
-    *("audio_encoder", "audio_encoder_revision", "audio_layers", "audio_pooling", "audio_window", "standardise_audio"),
+    *("audio_encoder", "audio_encoder_revision", "init_from", "init_from_revision"),
+    *("audio_layers", "audio_pooling", "audio_window", "standardise_audio"),
 )
 
 

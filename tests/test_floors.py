@@ -14,7 +14,10 @@ from transformers import AutoFeatureExtractor
 from lascl import LaSCLForAudioClassification, load_corpus, train
 from lascl.data import read_audio
 from lascl.studies.corpora import corpora_table, difference_over_corpora, summarise_corpora
+from lascl.studies.floors import floor_runs
+from lascl.studies.plan import PlannedRun, Study
 from lascl.study import main
+from lascl.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,17 @@ def test_words_that_no_other_corpus_has_are_told_apart(study):
     assert told["share"] == pytest.approx(sum(row["reference"] == word for row in rows) / len(rows))
     floor = results["by_corpus"][2]["words"]
     assert floor.get("acted: calm", {"recall": 0})["recall"] == 0
+
+
+def test_runs_that_start_from_other_encoders_have_floors_of_their_own(tmp_path):
+    recipes = [Recipe(corpus="synthetic", init_from=name) for name in ("org/one", "org/two", "org/one")]
+    runs = [PlannedRun(name, 42, tmp_path, recipe) for name, recipe in zip("abc", recipes)]
+    study = Study("s", "quickstart", {}, {name: {} for name in "abc"}, [42], "a", floors=["logistic_regression"])
+    found = {name: [run.variant for run in those] for name, those in floor_runs(study, runs).items()}
+    assert found == {
+        "logistic regression, init_from=org/one": ["a", "c"],
+        "logistic regression, init_from=org/two": ["b"],
+    }
 
 
 def test_unknown_floors_are_refused(tmp_path, capsys):
