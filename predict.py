@@ -26,14 +26,14 @@ from lascl.lazy import lazily
 
 
 if TYPE_CHECKING:
-    from lascl.inference import Recogniser, Window, segments, stream
+    from lascl.inference import Recogniser, Segment, Window, read_segments, segments, stream
 
-__all__ = ["Recogniser", "Window", "main", "segments", "stream"]
+__all__ = ["Recogniser", "Segment", "Window", "main", "read_segments", "segments", "stream"]
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 # What a program needs, when it is first used: PyTorch takes seconds, and what is typed wrong is told before.
-__getattr__ = lazily(__name__, dict.fromkeys(("Recogniser", "Window", "segments", "stream"), "lascl.inference"))
+__getattr__ = lazily(__name__, dict.fromkeys(set(__all__) - {"main"}, "lascl.inference"))
 
 
 @unless_pipe_closes
@@ -46,9 +46,13 @@ def main(argv: list[str] | None = None):
     try:
         options = read_options(sys.argv[1:] if argv is None else argv)
         options.model = checkpoint_of(options.model)
-        found = find_recordings(options.inputs, lambda: sys.stdin.buffer.read(), options.standardise_by)
+        found = find_recordings(
+            options.inputs, lambda: sys.stdin.buffer.read(), options.standardise_by, options.data_dir
+        )
         if not found.paths:
             raise ValueError(" ".join(found.failures.values()) or "The list of files is empty.")
+        if options.window is not None and found.has_segments:
+            raise ValueError("--window cuts whole recordings, and segments are cut already: leave one of them out.")
         from lascl.inference.labelling import label_recordings
     except ValueError as error:
         print(f"lascl-predict: {one_line(str(error))}", file=sys.stderr)
@@ -77,8 +81,10 @@ def parser_of_options() -> argparse.ArgumentParser:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="files, folders, quoted patterns, a CSV with a column `path`, or - for a list of paths on stdin",
+        help="files, folders, quoted patterns, a CSV with a column `path` (and `start,end,speaker` of segments), RTTM "
+        "files, or - for a list of paths on stdin",
     )
+    parser.add_argument("--data_dir", metavar="DIR", help="of the recordings of RTTM files, if not beside them")
     parser.add_argument("--revision", help="of a Hub name: branch, tag or commit")
     parser.add_argument("--format", choices=FORMATS, help="default: as --output ends, csv on the standard output")
     parser.add_argument("--output", type=Path, help="a file, continued if it is there (default: standard output)")

@@ -17,6 +17,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from lascl.data.segments import Segment, path_of
+
 
 SAMPLING_RATE = 16_000  # Hz; what every encoder that this project knows was trained on
 # Containers that libsndfile does not know; anything else that it cannot read is damaged or no audio.
@@ -29,6 +31,13 @@ FFMPEG_SUFFIXES = frozenset(
 # What ffmpeg may take such a file for: its demuxers of these, and of plain audio under a wrong name. No playlist, which
 # would have it read other files and addresses.
 FFMPEG_FORMATS = "mov,mp4,m4a,3gp,matroska,webm,avi,flv,asf,mpeg,mpegts,aac,ac3,eac3,amr,wav,mp3,ogg,flac,aiff,caf"
+# What is taken from a folder; a file that is named is always tried. MATLAB's and headerless files are seldom audio.
+AUDIO_SUFFIXES = FFMPEG_SUFFIXES | {
+    *(".aif", ".aifc", ".aiff", ".au", ".avr", ".caf", ".flac", ".htk", ".iff", ".mp3", ".nist", ".oga", ".ogg"),
+    *(".opus", ".paf", ".pvf", ".rf64", ".sd2", ".sds", ".sf", ".snd", ".sph", ".svx", ".voc", ".w64", ".wav"),
+    *(".wave", ".wve", ".xi"),
+}
+OVERHANG_S = 0.1  # a segment may end so much later than its recording: who cuts by frames rounds up
 BLOCK_S = 10.0
 BLOCK_VALUES = 4_000_000  # samples times channels of a block: 16 MB
 _CORRECTED = re.compile(r"^\s*data : (\d+) \(should be", re.MULTILINE)
@@ -38,10 +47,10 @@ _CORRECTED = re.compile(r"^\s*data : (\d+) \(should be", re.MULTILINE)
 
 
 def read_audio(
-    path: str | Path, *, sampling_rate: int = SAMPLING_RATE, max_duration_s: float | None = None
+    path: str | Path | Segment, *, sampling_rate: int = SAMPLING_RATE, max_duration_s: float | None = None
 ) -> np.ndarray:
-    """Reads a file whole: (samples,), the blocks of `read_blocks` one after the other, to the bit as if it had been
-    resampled at once.
+    """Reads a file, or a segment of one, whole: (samples,), the blocks of `read_blocks` one after the other, to the bit
+    as if it had been resampled at once.
 
     Args:
         path, sampling_rate: as for `read_blocks`.
@@ -55,7 +64,7 @@ def read_audio(
 
 
 def read_blocks(
-    path: str | Path,
+    path: str | Path | Segment,
     *,
     sampling_rate: int = SAMPLING_RATE,
     max_duration_s: float = math.inf,
@@ -68,7 +77,8 @@ def read_blocks(
     reached: what was yielded before is sound.
 
     Args:
-        path: a file that libsndfile reads, or, where the ffmpeg program is installed, video, m4a and the like.
+        path: a file that libsndfile reads, or, where the ffmpeg program is installed, video, m4a and the like; or a
+            segment of one, of which nothing else is decoded. It may end up to OVERHANG_S later than the recording.
         sampling_rate: of the blocks, in Hz.
         max_duration_s: the first so many seconds alone; they are cut before they are resampled.
         max_values: samples times channels of the file that are decoded at most.
@@ -76,20 +86,28 @@ def read_blocks(
     Raises:
         FileNotFoundError: no such file.
         ValueError: a folder, no permission, not audio, cut off, no samples, NaN or infinite samples, more than
-            `max_values`, or ffmpeg is missing where it is needed; the message names the file.
+            `max_values`, or ffmpeg is missing where it is needed; the message names the file. A segment that is none,
+            or that the recording does not have; the message names the segment.
     """
-    path = Path(path)
+    segment, start_s = (path, path.start_s) if isinstance(path, Segment) else (None, 0.0)
+    if segment is not None:
+        segment.check()
+        max_duration_s = min(max_duration_s, segment.duration_s)
+    path = Path(path_of(path))
     _check_file(path)
     blocks = _ffmpeg_blocks if path.suffix.lower() in FFMPEG_SUFFIXES else _soundfile_blocks
-    is_empty = True
-    for block in blocks(path, sampling_rate, max_duration_s, max_values):
+    num_samples = 0
+    for block in blocks(path, sampling_rate, start_s, max_duration_s, max_values):
         if not np.isfinite(block).all():
             raise ValueError(f"{path}: holds NaN or infinite samples. Repair it or leave it out.")
         if block.size:
-            is_empty = False
+            num_samples += len(block)
             yield np.ascontiguousarray(block, dtype=np.float32)
-    if is_empty:  # or less than one sample at the new rate
-        raise ValueError(f"{path}: holds no audio samples. Remove it or leave it out.")
+    if segment is not None and num_samples / sampling_rate < max_duration_s - OVERHANG_S:
+        ends = f"at {start_s + num_samples / sampling_rate:.3f} s" if num_samples else "before that"
+        raise ValueError(f"{segment}: the recording ends {ends}.")
+    if not num_samples:  # or less than one at the new rate
+        raise ValueError(f"{segment or path}: holds no audio samples. Remove it or leave it out.")
 
 
 def _check_file(path: Path):
@@ -127,13 +145,19 @@ def _for_libsndfile(path: Path) -> Path | bytes:
     return path if os.name == "nt" else os.fsencode(path)
 
 
-def _soundfile_blocks(path: Path, sampling_rate: int, max_duration_s: float, max_values: float) -> Iterator[np.ndarray]:
+def _soundfile_blocks(
+    path: Path, sampling_rate: int, start_s: float, max_duration_s: float, max_values: float
+) -> Iterator[np.ndarray]:
     with _what_libsndfile_says(path), soundfile.SoundFile(_for_libsndfile(path)) as file:
         resampler = None
         if file.samplerate != sampling_rate:
             resampler = soxr.ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
-        limit = math.inf if math.isinf(max_duration_s) else round(max_duration_s * file.samplerate)
+        # Of a segment both ends are rounded, so that two that touch share no sample and lose none.
+        first = round(start_s * file.samplerate)
+        limit = math.inf if math.isinf(max_duration_s) else round((start_s + max_duration_s) * file.samplerate) - first
         num_read = 0
+        if first and not _is_reached(file, first):
+            return
         block_size = max(1, min(round(BLOCK_S * file.samplerate), BLOCK_VALUES // file.channels))
         # Not `file.blocks`, which fills up what a damaged file lacks with whatever it read before.
         while len(block := file.read(min(block_size, limit - num_read), dtype="float32", always_2d=True)):
@@ -144,19 +168,31 @@ def _soundfile_blocks(path: Path, sampling_rate: int, max_duration_s: float, max
             yield resampler.resample_chunk(mono) if resampler else mono
         if resampler:
             yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-        if _is_cut_off(file, num_read, min(limit, file.frames)):
+        if _is_cut_off(file, first, num_read, limit):
             raise ValueError(
                 f"{path}: is cut off: it holds less audio than its header says. Copy it again, or leave it out."
             )
 
 
-def _is_cut_off(file: soundfile.SoundFile, num_read: int, num_wanted: int) -> bool:
-    """Whether an open file gave fewer frames than its header promised, of which `num_wanted` were read for."""
+def _is_reached(file: soundfile.SoundFile, first: int) -> bool:
+    """Whether an open file has this frame; if so, it is read next. What cannot be jumped to is decoded and dropped."""
+    if first >= file.frames:
+        return False
+    if file.seekable():
+        return file.seek(first) == first
+    while first and (num_read := len(file.read(min(first, BLOCK_VALUES // file.channels), dtype="float32"))):
+        first -= num_read
+    return first == 0
+
+
+def _is_cut_off(file: soundfile.SoundFile, first: int, num_read: int, limit: float) -> bool:
+    """Whether an open file gave fewer frames than its header promised, of at most `limit` from the first."""
     # The length of an MP3 is an estimate. That of a WAV is corrected silently, and only noted; a program that wrote
     # into a pipe left the largest number there, which is no damage.
+    is_short = num_read < (0.95 if file.format == "MP3" else 1) * min(limit, file.frames - first)
     corrected = _CORRECTED.search(file.extra_info)
-    is_short = num_read < (0.95 if file.format == "MP3" else 1) * num_wanted
-    return is_short or (corrected is not None and 0 < int(corrected[1]) < 2_000_000_000)
+    is_noted = corrected is not None and 0 < int(corrected[1]) < 2_000_000_000
+    return is_short or (is_noted and (first == 0 or num_read < limit))
 
 
 def too_many_values(max_values: float) -> str:
@@ -167,7 +203,9 @@ def too_many_values(max_values: float) -> str:
     )
 
 
-def _ffmpeg_blocks(path: Path, sampling_rate: int, max_duration_s: float, max_values: float) -> Iterator[np.ndarray]:
+def _ffmpeg_blocks(
+    path: Path, sampling_rate: int, start_s: float, max_duration_s: float, max_values: float
+) -> Iterator[np.ndarray]:
     """As mono at the wanted rate, so both limits count samples of that."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
@@ -178,7 +216,8 @@ def _ffmpeg_blocks(path: Path, sampling_rate: int, max_duration_s: float, max_va
     # Whoever made the file says what is in it: nothing but this file is opened, and as nothing but audio or video.
     only = ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS]
     # An absolute path is never taken for an option or a protocol.
-    command = [ffmpeg, "-nostdin", "-v", "error", *only, "-i", f"file:{path.resolve()}", "-vn", "-ac", "1"]
+    command = [ffmpeg, "-nostdin", "-v", "error", *only, *(["-ss", f"{start_s:.6f}"] if start_s else [])]
+    command += ["-i", f"file:{path.resolve()}", "-vn", "-ac", "1"]
     command += ["-ar", str(sampling_rate), "-f", "f32le", "-"]
     block_size = round(BLOCK_S * sampling_rate)
     limit = math.inf if math.isinf(max_duration_s) else round(max_duration_s * sampling_rate)

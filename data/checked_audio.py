@@ -15,34 +15,61 @@ from pathlib import Path
 import datasets
 from tqdm.auto import tqdm
 
-from lascl.data.audio import decoded_duration_s, own_rate, read_blocks
+from lascl.data.audio import OVERHANG_S, decoded_duration_s, own_rate, read_blocks
+from lascl.data.segments import Segment, path_of
 
 
-def check_audio(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, float | str]:
-    """Decodes files whole and tells how long they are, or what is wrong with them.
+def check_audio(
+    sources: Iterable[str | Path | Segment], *, cache_dir: str | Path | None = None
+) -> dict[str | Segment, float | str]:
+    """Decodes files whole and tells how long they are, or what is wrong with them. Of segments every file is decoded
+    once.
 
     How long a file is is remembered by path, size and modification time, so that a second call costs a look at its
     entry in its folder. What is wrong is not: another version, or ffmpeg, may read the file by then.
 
     Args:
-        paths: audio files.
+        sources: audio files, and segments of such.
         cache_dir: where to remember; by default in the Hugging Face cache.
 
     Returns:
-        For each path, as a string, its length in seconds, or a sentence that names the file and the remedy.
+        For each path, as a string, and each segment, its length in seconds, or a sentence that names it and the remedy.
     """
-    return _remembered(paths, "lascl-checked-audio", cache_dir, _decode, "Checking audio")
+    sources = [source if isinstance(source, Segment) else str(source) for source in sources]
+    found = _remembered(map(path_of, sources), "lascl-checked-audio", cache_dir, _decode, "Checking audio")
+    return {source: _length_of(source, found[path_of(source)]) for source in sources}
 
 
-def content_hashes(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, str]:
-    """BLAKE2b, 128 bits, of what is in each file, by path as a string: a copy elsewhere has the same. Remembered as in
-    `check_audio`.
+def _length_of(source: str | Segment, found: float | str) -> float | str:
+    """What `check_audio` says of a recording or a segment, from what it found of the file."""
+    if isinstance(found, str) or not isinstance(source, Segment):
+        return found
+    try:
+        source.check()
+    except ValueError as error:
+        return str(error)
+    if source.end_s > found + OVERHANG_S or source.start_s >= found:
+        return f"{source}: the recording ends at {found:.3f} s. Correct the times, or leave the segment out."
+    return min(source.end_s, found) - source.start_s
+
+
+def content_hashes(
+    sources: Iterable[str | Path | Segment], *, cache_dir: str | Path | None = None
+) -> dict[str | Segment, str]:
+    """BLAKE2b, 128 bits, of what is in each file, by path as a string: a copy elsewhere has the same. Of a segment, by
+    itself, that of its file, and from where to where it reaches. Remembered as in `check_audio`.
 
     Raises:
         OSError: a file that cannot be read.
     """
-    found = _remembered(paths, "lascl-hashed-audio", cache_dir, _content_hash, "Hashing audio")
-    return {path: hashed[0] for path, hashed in found.items()}
+    sources = [source if isinstance(source, Segment) else str(source) for source in sources]
+    found = _remembered(map(path_of, sources), "lascl-hashed-audio", cache_dir, _content_hash, "Hashing audio")
+    hashes = {}
+    for source in sources:
+        (hashed,) = found[path_of(source)]
+        reach = f" {source.start_s!r} {source.end_s!r}" if isinstance(source, Segment) else ""
+        hashes[source] = hashed + reach
+    return hashes
 
 
 def sample_hashes(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, str | None]:

@@ -18,6 +18,7 @@ from lascl.data.emobox import read_emobox
 from lascl.data.hub_corpora import read_hub_dataset
 from lascl.data.iemocap import read_iemocap
 from lascl.data.public_corpora import PUBLIC_CORPORA, read_public
+from lascl.data.segments import Segment, time_columns, times_of
 from lascl.data.synthetic import SYNTHETIC_LABELS, generate_synthetic_corpus
 
 
@@ -41,7 +42,8 @@ def load_corpus(
 
     Args:
         name: `csv` (one's own: `data_dir` is a manifest with the columns `path,label,speaker` and, if there are such
-            things, `id`, `session` and `fold`, or the folder that holds `manifest.csv`; paths are relative to it),
+            things, `id`, `session` and `fold`, or the folder that holds `manifest.csv`; paths are relative to it. With
+            `start` and `end`, in seconds, a row is a segment of its file; with both empty, the whole file),
             `iemocap` (the original release tree, see `lascl.data.iemocap`), a name of
             `lascl.data.public_corpora.PUBLIC_CORPORA` (`emodb`, `ravdess`, ...: `data_dir` holds its WAV or FLAC files,
             in folders or not), `emobox` (manifests of EmoBox), `hf` (a `datasets` data set) or `synthetic` (spoken by
@@ -57,7 +59,8 @@ def load_corpus(
     Returns:
         A `datasets.Dataset` with the columns `id` (str, unique), `audio` (str, absolute path), `label` (`ClassLabel`,
         its names in alphabetical order), `speaker` (str), `session` (str or None) and `duration_s` (float, seconds);
-        and what else the corpus tells: `fold` (str) where the manifest has it.
+        and what else the corpus tells: `fold` (str) where the manifest has it, `start_s` and `end_s` (float, seconds)
+        where rows are segments of files, `None` of a whole file.
 
     Raises:
         ValueError: an unknown name or option, a missing `data_dir`, counts that are not those of a right copy, a
@@ -270,9 +273,14 @@ def _choose_labels(name: str, rows: list[dict], known: Iterable[str], labels) ->
 
 
 def _measure(rows: list[dict], skipped: list[tuple[str, str]] | None) -> list[dict]:
-    """Adds `duration_s` where the corpus does not know it: every file is decoded once, and remembered."""
-    found = check_audio(row["audio"] for row in rows if "duration_s" not in row)
-    bad = [(row["id"], found[row["audio"]]) for row in rows if isinstance(found.get(row["audio"]), str)]
+    """Adds `duration_s` where the corpus does not know it: every file is decoded once, and remembered. A segment that
+    its recording does not have is audio that cannot be used."""
+    sources = [
+        Segment(row["audio"], row["start_s"], row["end_s"]) if row.get("start_s") is not None else row["audio"]
+        for row in rows
+    ]
+    found = check_audio(source for source, row in zip(sources, rows) if "duration_s" not in row)
+    bad = [(row["id"], found[source]) for source, row in zip(sources, rows) if isinstance(found.get(source), str)]
     if bad and skipped is None:
         others = f" The same goes for {len(bad) - 1} more, such as: {bad[1][1]}" if len(bad) > 1 else ""
         raise ValueError(f"{bad[0][1]}{others} Or go on without: --on_bad_audio skip.")
@@ -281,7 +289,7 @@ def _measure(rows: list[dict], skipped: list[tuple[str, str]] | None) -> list[di
     if bad:
         skipped += bad
     left_out = {id for id, _ in bad}
-    return [{"duration_s": found.get(row["audio"]), **row} for row in rows if row["id"] not in left_out]
+    return [{"duration_s": found.get(source), **row} for source, row in zip(sources, rows) if row["id"] not in left_out]
 
 
 def _read_csv(data_dir, *, allow_partial):
@@ -297,8 +305,9 @@ def _read_csv(data_dir, *, allow_partial):
         table = list(_manifest_rows(manifest))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{manifest} cannot be read ({error}). Save it as CSV in UTF-8.") from None
-    for line, cells in table:
-        id = cells.get("id", Path(cells["path"]).with_suffix("").as_posix())
+    for line, cells, times in table:
+        reach = "" if times is None else f"@{times[0]:.3f}-{times[1]:.3f}"
+        id = cells.get("id", Path(cells["path"]).with_suffix("").as_posix() + reach)
         if id in lines:
             raise ValueError(
                 f"{manifest}, line {line}: the id {id!r} stands for several files; line {lines[id]} has it too. Keep "
@@ -313,6 +322,7 @@ def _read_csv(data_dir, *, allow_partial):
                 "speaker": cells["speaker"],
                 "session": cells.get("session"),
                 **({"fold": cells["fold"]} if "fold" in cells else {}),
+                **({} if times is None else dict(zip(("start_s", "end_s"), times))),
             }
         )
     if not rows:
@@ -320,8 +330,8 @@ def _read_csv(data_dir, *, allow_partial):
     return rows, {row["label"] for row in rows}
 
 
-def _manifest_rows(manifest: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, cells) of every row, each cell filled."""
+def _manifest_rows(manifest: Path) -> Iterator[tuple[int, dict[str, str], tuple[float, float] | None]]:
+    """Of every row line number, cells, each filled, and start and end, in seconds, of a segment."""
     with open(manifest, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         columns = reader.fieldnames or []
@@ -332,12 +342,17 @@ def _manifest_rows(manifest: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"{manifest}: the column {column!r} is missing; found {', '.join(columns) or 'none'}.{hint}"
                 )
         used = [c for c in ("path", "label", "speaker", "id", "session", "fold") if c in columns]
+        timed = time_columns(manifest, columns)
         for row in reader:
             empty = [column for column in used if not (row[column] or "").strip()]
             if empty or None in row:
                 what = f"no value for {empty[0]!r}" if empty else f"more than {len(columns)} values"
                 raise ValueError(f"{manifest}, line {reader.line_num}: {what}. Correct or remove the line.")
-            yield reader.line_num, {column: row[column].strip() for column in used}
+            try:
+                times = times_of(row, timed) if timed else None
+            except ValueError as error:
+                raise ValueError(f"{manifest}, line {reader.line_num}: {error}. Correct or remove the line.") from None
+            yield reader.line_num, {column: row[column].strip() for column in used}, times
 
 
 def _read_synthetic(data_dir, *, allow_partial, num_speakers=10, utterances_per_speaker=48, seed=0):

@@ -15,6 +15,7 @@ import torch
 from lascl.data.audio import read_audio
 from lascl.data.augmentation import augment, build_augmentation
 from lascl.data.features import extract_features
+from lascl.data.segments import recordings_of
 from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
 
 
@@ -66,8 +67,9 @@ class SpeechDataset(torch.utils.data.Dataset):
         if augmentation_period is not None and augmentation_period < 1:
             raise ValueError(f"augmentation_period must be at least 1; found {augmentation_period}.")
         # Plain lists, and a column at once: one row of an Arrow table costs more than a thousand of a list.
-        columns = {name: corpus[name][:] for name in ("id", "audio", "label", "duration_s")}
-        self.ids, self.paths, self.labels, durations_s = ([column[row] for row in rows] for column in columns.values())
+        columns = {name: corpus[name][:] for name in ("id", "label", "duration_s")}
+        columns["audio"] = recordings_of(corpus)  # paths, and segments of what is at one
+        self.ids, self.labels, durations_s, self.paths = ([column[row] for row in rows] for column in columns.values())
         self.label_names = corpus.features["label"].names  # what a label's number means
         self.corpora, self.label_masks = None, None
         self._name_labels(corpus, rows, words)

@@ -9,23 +9,29 @@ from lascl.lazy import lazily
 
 
 if TYPE_CHECKING:
+    from lascl.data.segments import Segment
     from lascl.inference.files import predict_files
+    from lascl.inference.finding import read_segments
     from lascl.inference.recogniser import Recogniser
     from lascl.inference.windows import Window, segments, stream
 
 _HOMES = {
-    "Recogniser": "recogniser",
-    "Window": "windows",
-    "predict_files": "files",
-    "segments": "windows",
-    "stream": "windows",
+    "Recogniser": "lascl.inference.recogniser",
+    "Segment": "lascl.data.segments",
+    "Window": "lascl.inference.windows",
+    "predict_files": "lascl.inference.files",
+    "read_segments": "lascl.inference.finding",
+    "segments": "lascl.inference.windows",
+    "stream": "lascl.inference.windows",
 }
 __all__ = [
     "Recogniser",
+    "Segment",
     "Window",
     "predict_files",
+    "read_segments",
     "segments",
     "stream",
 ]
 
-__getattr__ = lazily(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
+__getattr__ = lazily(__name__, _HOMES)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lascl.data.audio import read_blocks
+from lascl.data.segments import Segment, path_of
 from lascl.inference.recogniser import Recogniser
 from lascl.inference.windows import cut_windows, loaded
 
@@ -38,40 +39,43 @@ GROUP_FILES, GROUP_S = 256, {"cpu": 300.0, "cuda": 1200.0}
 
 @dataclass
 class Recording:
-    """What became of reading a file: `samples` (n,), or none for one to be read again piece by piece, or why not."""
+    """What became of reading a file or a segment of one: `samples` (n,), or none for one to be read again piece by
+    piece, or why not."""
 
-    path: str
+    source: str | Segment
     samples: np.ndarray | None = None
     failure: str | None = None
 
 
-def why_not(path: str, error: Exception) -> str:
-    """A sentence that begins with the name of a file, about whatever was raised because of it."""
-    text = str(error).strip()
+def why_not(source: str | Segment, error: Exception) -> str:
+    """A sentence that begins with the name of a file, about whatever was raised because of it; of a segment with the
+    segment's, unless it is about the file."""
+    text, path = str(error).strip(), path_of(source)
     if text.startswith((path, str(Path(path)))):
         return text
     if isinstance(error, OSError) and error.strerror:
         return f"{path}: cannot be read ({error.strerror})."
     if isinstance(error, ValueError) and text:
-        return f"{path}: {text}"
-    return f"{path}: cannot be answered ({type(error).__name__}{f': {text}' if text else ''})."
+        return f"{source}: {text}"
+    return f"{source}: cannot be answered ({type(error).__name__}{f': {text}' if text else ''})."
 
 
-def read_recording(path: str, model: Recogniser) -> Recording:
-    """Reads a file whole, unless it is longer than HELD_S; never raises for what is wrong with it."""
+def read_recording(source: str | Segment, model: Recogniser) -> Recording:
+    """Reads a file, or a segment of one, whole, unless it is longer than HELD_S; never raises for what is wrong with
+    it."""
     held, num_samples = [], 0
     try:
-        with closing(read_blocks(path, sampling_rate=model.sampling_rate)) as blocks:
+        with closing(read_blocks(source, sampling_rate=model.sampling_rate)) as blocks:
             for block in blocks:
                 held.append(block)
                 num_samples += len(block)
                 if num_samples > HELD_S * model.sampling_rate:
-                    return Recording(path)
+                    return Recording(source)
         if (duration_s := num_samples / model.sampling_rate) < model.min_duration_s:
-            return Recording(path, failure=f"{path}: {model.too_short(duration_s)}")
-        return Recording(path, np.concatenate(held))
+            return Recording(source, failure=f"{source}: {model.too_short(duration_s)}")
+        return Recording(source, np.concatenate(held))
     except Exception as error:
-        return Recording(path, failure=why_not(path, error))
+        return Recording(source, failure=why_not(source, error))
 
 
 def read_beside(items: Iterator) -> Iterator:
@@ -83,14 +87,16 @@ def read_beside(items: Iterator) -> Iterator:
             yield item
 
 
-def _groups(model: Recogniser, paths: Iterable[str], num_workers: int, stopped: threading.Event) -> Iterator[list]:
-    """Lists of recordings in the order of `paths`, each of at most GROUP_FILES and about GROUP_S."""
+def _groups(
+    model: Recogniser, sources: Iterable[str | Segment], num_workers: int, stopped: threading.Event
+) -> Iterator[list[Recording]]:
+    """Lists of recordings in the order of `sources`, each of at most GROUP_FILES and about GROUP_S."""
     most_s = _of_device(model, GROUP_S)
-    group, held_s, pending, rest = [], 0.0, deque(), iter(paths)
+    group, held_s, pending, rest = [], 0.0, deque(), iter(sources)
     with ThreadPoolExecutor(num_workers) as threads:
         while not stopped.is_set():
-            for path in itertools.islice(rest, 4 * num_workers - len(pending)):
-                pending.append(threads.submit(read_recording, path, model))
+            for source in itertools.islice(rest, 4 * num_workers - len(pending)):
+                pending.append(threads.submit(read_recording, source, model))
             if not pending:
                 break
             group.append(pending.popleft().result())
@@ -107,7 +113,7 @@ def _groups(model: Recogniser, paths: Iterable[str], num_workers: int, stopped: 
 
 @dataclass
 class Answer:
-    """What a model says to a file.
+    """What a model says to a file, or to a segment of one.
 
     Args:
         path: of the file.
@@ -116,6 +122,7 @@ class Answer:
         audio_embeds: (D,) float32, of unit length; `None` if it failed.
         num_windows: in how many it was heard, of which these are the means.
         failure: why there is no answer, in a sentence that begins with the path; `None` if there is one.
+        start_s, end_s, speaker: of the segment, as it was given; `None` of a whole file.
     """
 
     path: str
@@ -124,11 +131,26 @@ class Answer:
     audio_embeds: np.ndarray | None = None
     num_windows: int = 1
     failure: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    speaker: str | None = None
+
+    @classmethod
+    def to(cls, source: str | Segment, *said, **named) -> Answer:
+        """An answer about a file or a segment; the rest is what the class takes after `path`."""
+        if isinstance(source, Segment):
+            named |= {"start_s": source.start_s, "end_s": source.end_s, "speaker": source.speaker}
+        return cls(path_of(source), *said, **named)
+
+    @property
+    def source(self) -> str | Segment:
+        """What was asked."""
+        return self.path if self.start_s is None else Segment(self.path, self.start_s, self.end_s, self.speaker)
 
 
 def predict_files(
     model: Recogniser | str | Path,
-    paths: Iterable[str | Path] | str | Path,
+    paths: Iterable[str | Path | Segment] | str | Path | Segment,
     *,
     labels: Sequence[str] | None = None,
     standardise: str = "training",
@@ -148,7 +170,8 @@ def predict_files(
 
     Args:
         model: a recogniser, or the folder or Hub name of a checkpoint.
-        paths: audio files, taken one by one as they are needed; a single one is one answer.
+        paths: audio files, or segments of such (`lascl.inference.read_segments` has those of a list or an RTTM file),
+            taken one by one as they are needed; a single one is one answer. Of a segment nothing else is decoded.
         labels: other words than the checkpoint's own; only with a folder or name.
         standardise: `training`, by the statistics that the checkpoint has; or `recordings`, by those of these very
             recordings, which are all heard before the first answer. See `lascl.inference.own_statistics`.
@@ -166,20 +189,24 @@ def predict_files(
     if standardise not in ("training", "recordings"):
         raise ValueError(f"standardise must be training or recordings; found {standardise!r}.")
     model = loaded(model, labels=labels)
-    paths = [paths] if isinstance(paths, str | Path) else paths
+    paths = [paths] if isinstance(paths, str | Path | Segment) else paths
     if standardise == "recordings" or standardise_by is not None:
         from lascl.inference.own_statistics import answer_by_own_statistics
 
         yield from answer_by_own_statistics(
-            model, list(map(os.fspath, paths)), standardise_by, batch_size=batch_size, num_workers=num_workers
+            model, list(map(_as_given, paths)), standardise_by, batch_size=batch_size, num_workers=num_workers
         )
         return
     yield from hear_files(model, paths, model, Mean, batch_size=batch_size, num_workers=num_workers)
 
 
+def _as_given(source: str | Path | Segment) -> str | Segment:
+    return source if isinstance(source, Segment) else os.fspath(source)
+
+
 def hear_files(
     model: Recogniser,
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path | Segment],
     ask: Callable,
     collector: Callable[[], Mean],
     *,
@@ -191,10 +218,10 @@ def hear_files(
     Args:
         ask: of pieces of audio, a tuple of arrays with a row for each.
         collector: makes what takes the rows of a recording's pieces, or what was raised, in any order (`add`), and says
-            in the end what became of it (`answer`, of path and labels).
+            in the end what became of it (`answer`, of path or segment, and labels).
     """
     stopped = threading.Event()
-    groups = read_beside(_groups(model, map(os.fspath, paths), num_workers, stopped))
+    groups = read_beside(_groups(model, map(_as_given, paths), num_workers, stopped))
     try:
         for group in groups:
             yield from _answer_group(model, group, batch_size, ask, collector)
@@ -244,11 +271,11 @@ def _answer_group(
             collected[owners[index]].add(answer)
     for number, recording in enumerate(group):
         if recording.failure:
-            yield Answer(recording.path, failure=recording.failure)
+            yield Answer.to(recording.source, failure=recording.failure)
         elif recording.samples is None:
-            yield _answer_long(model, recording.path, batch_size, ask, collector())
+            yield _answer_long(model, recording.source, batch_size, ask, collector())
         else:
-            yield collected[number].answer(recording.path, model.labels)
+            yield collected[number].answer(recording.source, model.labels)
 
 
 def _answer_each(ask: Callable, pieces: list[np.ndarray]) -> list[tuple | Exception]:
@@ -259,17 +286,19 @@ def _answer_each(ask: Callable, pieces: list[np.ndarray]) -> list[tuple | Except
         return [error] if len(pieces) == 1 else [_answer_each(ask, [piece])[0] for piece in pieces]
 
 
-def _answer_long(model: Recogniser, path: str, batch_size: int | None, ask: Callable, collected: Mean) -> Answer:
+def _answer_long(
+    model: Recogniser, source: str | Segment, batch_size: int | None, ask: Callable, collected: Mean
+) -> Answer:
     """Of a recording that is read again, piece by piece."""
     at_once = windows_at_once(model, model.window_s, batch_size)
     try:
-        windows = read_beside(_side_by_side(model, read_blocks(path, sampling_rate=model.sampling_rate)))
+        windows = read_beside(_side_by_side(model, read_blocks(source, sampling_rate=model.sampling_rate)))
         while batch := list(itertools.islice(windows, at_once)):
             for answer in zip(*ask(batch)):
                 collected.add(answer)
     except Exception as error:
-        return Answer(path, failure=why_not(path, error))
-    return collected.answer(path, model.labels)
+        return Answer.to(source, failure=why_not(source, error))
+    return collected.answer(source, model.labels)
 
 
 def _side_by_side(model: Recogniser, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -292,14 +321,15 @@ class Mean:
         self.probabilities = self.probabilities + probabilities.astype(np.float64)
         self.audio_embeds = self.audio_embeds + audio_embeds.astype(np.float64)
 
-    def answer(self, path: str, labels: list[str]) -> Answer:
+    def answer(self, source: str | Segment, labels: list[str]) -> Answer:
         if self.error is not None:
-            return Answer(path, failure=why_not(path, self.error))
+            return Answer.to(source, failure=why_not(source, self.error))
         probabilities = (self.probabilities / self.num_windows).astype(np.float32)
         if not np.isfinite(probabilities).all():
-            return Answer(path, failure=f"{path}: gives no finite probabilities: its samples are far too large.")
+            failure = f"{source}: gives no finite probabilities: its samples are far too large."
+            return Answer.to(source, failure=failure)
         embeds = self.audio_embeds
         if self.num_windows > 1:
             embeds = embeds / max(np.linalg.norm(embeds), np.finfo(np.float32).tiny)
         label = labels[int(probabilities.argmax())]
-        return Answer(path, label, probabilities, embeds.astype(np.float32), self.num_windows)
+        return Answer.to(source, label, probabilities, embeds.astype(np.float32), self.num_windows)

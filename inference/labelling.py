@@ -23,9 +23,10 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from lascl.data.audio import FFMPEG_SUFFIXES, audio_duration_s, read_blocks
+from lascl.data.segments import Segment, path_of
 from lascl.inference.checkpoints import fingerprint
 from lascl.inference.files import GROUP_FILES, Answer, predict_files, read_beside, why_not, windows_at_once
-from lascl.inference.finding import Found
+from lascl.inference.finding import Found, same
 from lascl.inference.outputs import (
     PATH_WIDTH,
     SUFFIXES,
@@ -69,11 +70,11 @@ def label_recordings(options: argparse.Namespace, found: Found):
             model = load_model(options)
             answered_by |= settled(model)
             is_speech = speech_detector(model.sampling_rate) if options.vad else None
-            output, embeddings = open_outputs(model, found.paths, options, answered_by)
-            done = {os.path.abspath(path) for path in output.paths}
-            todo = [path for path in found.paths if os.path.abspath(path) not in done]
+            output, embeddings = open_outputs(model, found, options, answered_by)
+            done = {same(path) for path in output.paths}
+            todo = [path for path in found.paths if same(path) not in done]
             annotations = plan_annotations(options, found.paths, done, is_new=not output.paths)
-            newer = newer_than(output, [path for path in found.paths if os.path.abspath(path) in done])
+            newer = newer_than(output, [path for path in found.paths if same(path) in done])
             pooled = hear_first(model, found, output, options, held)
             if embeddings is not None:
                 embeddings.begin()
@@ -85,7 +86,8 @@ def label_recordings(options: argparse.Namespace, found: Found):
         except KeyboardInterrupt:
             stop(130, "interrupted before anything was done.")
         if done:
-            say(f"{len(found.paths) - len(todo)} of {len(found.paths)} files are in {options.output} already.")
+            what = "segments" if found.has_segments else "files"
+            say(f"{len(found.paths) - len(todo)} of {len(found.paths)} {what} are in {options.output} already.")
         if newer:
             say(
                 f"{len(newer)} of them have changed since, {newer[0]} for one: their rows are of what they held "
@@ -112,7 +114,7 @@ def label_recordings(options: argparse.Namespace, found: Found):
                 stop(2, "the disk is full. Free some space, then the same again.")
             where = output.path or "the standard output"
             stop(2, f"{where} cannot be written ({error.strerror or error}). The same command goes on from there.")
-        report(model, options, failures, notes)
+        report(model, options, failures, notes, found.has_segments)
         if failures:
             sys.exit(1)
 
@@ -140,9 +142,14 @@ def identity(options: argparse.Namespace, found: Found) -> dict:
 def inputs_in_short(found: Found) -> str:
     """How many recordings there are, and a hash of which, each with its value of the column, in whatever order."""
     total = blake2b(digest_size=8)
-    for path in sorted(found.paths, key=os.path.realpath):
-        total.update(os.fsencode(os.path.realpath(path)) + b"\0" + os.fsencode(found.values.get(path, "")) + b"\0")
+    for path in sorted(found.paths, key=_real_name):
+        total.update(os.fsencode(_real_name(path)) + b"\0" + os.fsencode(found.values.get(path, "")) + b"\0")
     return f"{len(found.paths)} files, {total.hexdigest()}"
+
+
+def _real_name(source: str | Segment) -> str:
+    path = os.path.realpath(path_of(source))
+    return "\t".join([path, *same(source)[1:]]) if isinstance(source, Segment) else path
 
 
 def settled(model: Recogniser) -> dict:
@@ -176,10 +183,10 @@ def load_model(options: argparse.Namespace) -> Recogniser:
 
 
 def open_outputs(
-    model: Recogniser, paths: list[str], options: argparse.Namespace, answered_by: dict
+    model: Recogniser, found: Found, options: argparse.Namespace, answered_by: dict
 ) -> tuple[RowFile, EmbeddingFile | None]:
     """The rows that are there, and where more go."""
-    width = min(PATH_WIDTH, max(len(one_line(path)) for path in paths))
+    width = min(PATH_WIDTH, max(len(one_line(path_of(path))) for path in found.paths))
     row_format = RowFormat(
         options.format,
         model.labels,
@@ -187,6 +194,7 @@ def open_outputs(
         model.trained_labels or model.labels,
         model.untrained_labels,
         width,
+        of_segments=found.has_segments,
     )
     output = RowFile(options.output, row_format, answered_by, overwrite=options.overwrite)
     if options.embeddings is None:
@@ -194,13 +202,14 @@ def open_outputs(
     return output, EmbeddingFile(options.embeddings, model.model.config.projection_dim, output)
 
 
-def newer_than(output: RowFile, done: list[str]) -> list[str]:
+def newer_than(output: RowFile, done: list[str | Segment]) -> list[str]:
     """Of the files that have rows, those that changed after the last row was written. What changed between the rows of
     several runs is not known."""
     if not done:
         return []
     written = output.path.stat().st_mtime
-    return [path for path in done if os.path.isfile(path) and os.stat(path).st_mtime > written]
+    files = dict.fromkeys(map(path_of, done))
+    return [path for path in files if os.path.isfile(path) and os.stat(path).st_mtime > written]
 
 
 def plan_annotations(
@@ -296,17 +305,17 @@ def write_answers(answers, count, output, embeddings, options, failures, notes):
         for answer in answers:
             progress.update()
             if answer.failure:
-                failures[answer.path] = answer.failure
+                failures[str(answer.source)] = answer.failure
                 continue
             is_sure = answer.probabilities.max() >= options.abstain
             try:
-                row = output.format.row(answer.path, answer.label if is_sure else "", answer.probabilities)
+                row = output.format.row(answer.source, answer.label if is_sure else "", answer.probabilities)
             except Exception as error:
-                failures[answer.path] = why_not(answer.path, error)
+                failures[str(answer.source)] = why_not(answer.source, error)
                 continue
             if embeddings is not None:
                 embeddings.add(answer.audio_embeds)
-            output.write(answer.path, row)
+            output.write(answer.source, row)
             notes["rows"] += 1
             notes["without label"] += not is_sure
             if answer.num_windows > 1:
@@ -404,11 +413,12 @@ def total_s(paths: list[str]) -> int | None:
     return round(total)
 
 
-def report(model: Recogniser, options: argparse.Namespace, failures: dict[str, str], notes: Counter):
+def report(model: Recogniser, options: argparse.Namespace, failures: dict[str, str], notes: Counter, of_segments: bool):
     """Says what the rows do not, and at the end which files have none, and why."""
+    what = "segments" if of_segments else "files"
     if notes["long"]:
         say(
-            f"{notes['long']} files are longer than {model.heard_at_once_s:g} s: heard in {notes['windows']} windows "
+            f"{notes['long']} {what} are longer than {model.heard_at_once_s:g} s: heard in {notes['windows']} windows "
             f"of {model.window_s:g} s, whose probabilities are averaged. --window tells what is where."
         )
     if notes["without label"]:
@@ -417,7 +427,7 @@ def report(model: Recogniser, options: argparse.Namespace, failures: dict[str, s
         say(f"{notes['silent']} files have no rows: no window of theirs holds speech.")
     if failures:
         say(f"no answer for {len(failures)}:")
-        for reason in failures.values():
+        for reason in dict.fromkeys(failures.values()):  # what is wrong with a file is so with all its segments
             print(f"  {one_line(reason)}", file=sys.stderr)
 
 
@@ -425,7 +435,8 @@ def interrupted(output: RowFile) -> str:
     """What is kept, and how to go on."""
     if output.path is None:
         return "interrupted. With --output FILE the same command would go on where it stopped."
-    return f"interrupted: {len(set(output.paths))} files are in {output.path}. The same command goes on from there."
+    what = "segments" if output.format.of_segments else "files"
+    return f"interrupted: {len(set(output.paths))} {what} are in {output.path}. The same command goes on from there."
 
 
 def say(text: str):

@@ -21,11 +21,13 @@ from typing import BinaryIO
 import numpy as np
 
 from lascl.console import held
+from lascl.data.segments import Segment, path_of
 from lascl.inference.windows import Window
 
 
 FORMATS = ("csv", "jsonl", "table")
 PATH_WIDTH = 60  # of a table, at most
+SPEAKER_WIDTH = 12  # of a table; a longer name is written out
 # What a spreadsheet takes a cell for a formula by, also in the width of East Asian letters.
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 RECORD_VERSION = 1  # of the record; raised when the same checkpoint begins to answer otherwise
@@ -49,6 +51,8 @@ class RowFormat:
         untrained_labels: those of `labels` that were not trained; where there are any, every row says whether its own
             label was.
         path_width: of a table.
+        of_segments: whether what was asked are segments, or some of it: then a row has their times and speaker, which
+            are empty of a whole file.
     """
 
     name: str
@@ -57,11 +61,13 @@ class RowFormat:
     trained_labels: list[str] = field(default_factory=list)
     untrained_labels: list[str] = field(default_factory=list)
     path_width: int = PATH_WIDTH
+    of_segments: bool = False
 
     @property
     def columns(self) -> list[str]:
         """Of CSV; the other formats say the same."""
-        times = ["start_s", "end_s"] if self.has_times else []
+        times = ["start_s", "end_s"] if self.has_times or self.of_segments else []
+        times += ["speaker"] if self.of_segments else []
         trained = ["labels_trained"] if self.untrained_labels else []
         return ["path", *times, "label", *trained, *(f"probability_{label}" for label in self.labels)]
 
@@ -71,7 +77,9 @@ class RowFormat:
             return b""
         if self.name == "csv":
             return _csv_line(self.columns)
-        cells = ["path".ljust(self.path_width), *(["   start_s", "     end_s"] if self.has_times else [])]
+        cells = ["path".ljust(self.path_width)]
+        cells += ["   start_s", "     end_s"] if self.has_times or self.of_segments else []
+        cells += ["speaker".ljust(SPEAKER_WIDTH)] if self.of_segments else []
         cells += ["label".ljust(self._label_width), *map(one_line, self.labels)]
         note = f"{one_line(self.note())}\n" if self.untrained_labels else ""
         return _encoded(f"{note}{'  '.join(cells)}\n")
@@ -81,17 +89,30 @@ class RowFormat:
         listed = ", ".join(self.untrained_labels)
         return f"These labels were not trained: {listed}. Trained were {', '.join(self.trained_labels)}."
 
-    def row(self, path: str, label: str, probabilities: np.ndarray, times: tuple[float, float] | None = None) -> bytes:
+    def row(
+        self,
+        source: str | Segment,
+        label: str,
+        probabilities: np.ndarray,
+        times: tuple[float, float] | None = None,
+    ) -> bytes:
         """One answer, with its line end. An empty label is one that is not sure enough: null in JSON."""
-        times = [] if times is None else [round(moment_s, 3) for moment_s in times]
+        path, speaker = path_of(source), []  # one, or none
+        if isinstance(source, Segment):
+            times, speaker = (source.start_s, source.end_s), [source.speaker]
+        elif self.of_segments:
+            times, speaker = (None, None), [None]
+        times = [None if moment_s is None else round(moment_s, 3) for moment_s in times or ()]
         shares = [float(f"{share:.9g}") for share in probabilities]  # float32 exactly
         was_trained = label not in self.untrained_labels if label else None
         if self.name == "csv":
             trained = [{True: "true", False: "false", None: ""}[was_trained]] if self.untrained_labels else []
-            moments = [f"{moment_s:.3f}" for moment_s in times]
-            return _csv_line([self.name_of(path), *moments, label_cell(label), *trained, *shares])
+            moments = ["" if moment_s is None else f"{moment_s:.3f}" for moment_s in times]
+            named = [label_cell(name or "") for name in speaker]
+            return _csv_line([self.name_of(path), *moments, *named, label_cell(label), *trained, *shares])
         if self.name == "jsonl":
-            record = {"path": path, **dict(zip(("start_s", "end_s"), times)), "label": label or None}
+            about = dict(zip(("start_s", "end_s", "speaker"), [*times, *speaker]))
+            record = {"path": path, **about, "label": label or None}
             if self.untrained_labels:
                 record["labels_trained"] = was_trained
             record["probabilities"] = dict(zip(self.labels, shares))
@@ -99,7 +120,9 @@ class RowFormat:
                 return json.dumps(record, ensure_ascii=False).encode() + b"\n"
             except UnicodeEncodeError:  # stray bytes of a name are no UTF-8
                 return json.dumps(record).encode() + b"\n"
-        cells = [one_line(path).ljust(self.path_width), *(f"{moment_s:10.3f}" for moment_s in times)]
+        cells = [one_line(path).ljust(self.path_width)]
+        cells += [f"{'-':>10}" if moment_s is None else f"{moment_s:10.3f}" for moment_s in times]
+        cells += [one_line(name or "-").ljust(SPEAKER_WIDTH) for name in speaker]
         cells += [(one_line(label) or "-").ljust(self._label_width)]
         cells += [f"{share:.3f}".rjust(len(one_line(label))) for label, share in zip(self.labels, shares)]
         return _encoded("  ".join(cells) + "\n")
@@ -108,12 +131,15 @@ class RowFormat:
     def _label_width(self) -> int:
         return max(len(one_line(label)) for label in ("label", *self.labels))
 
-    def name_of(self, path: str) -> str:
-        """A path as its row has it: the same file, and no formula in CSV."""
-        return f"./{path}" if self.name == "csv" and path.startswith(FORMULA) else path
+    def name_of(self, source: str | Segment) -> str | Segment:
+        """A path as its row has it: the same file, and no formula in CSV; a segment in milliseconds."""
+        if isinstance(source, Segment):
+            times = (round(moment_s, 3) for moment_s in (source.start_s, source.end_s))
+            return Segment(self.name_of(source.path), *times, source.speaker or None)
+        return f"./{source}" if self.name == "csv" and source.startswith(FORMULA) else source
 
-    def path_of(self, record: bytes) -> str:
-        """The path of a row that `row` made, as the row has it.
+    def source_of(self, record: bytes) -> str | Segment:
+        """What a row that `row` made is about, as the row has it.
 
         Raises:
             ValueError: another row than such.
@@ -122,15 +148,21 @@ class RowFormat:
             cells = next(csv.reader([record.decode(errors="surrogateescape")]), [])
             if len(cells) != len(self.columns):
                 raise ValueError(f"{len(cells)} columns")
-            return cells[0]
+            return self._segment(cells[0], *cells[1:3], cells[3].removeprefix("'")) if self.of_segments else cells[0]
         found = json.loads(record)
-        times = {"start_s", "end_s"} if self.has_times else set()
+        times = {"start_s", "end_s"} if self.has_times or self.of_segments else set()
+        times |= {"speaker"} if self.of_segments else set()
         trained = {"labels_trained"} if self.untrained_labels else set()
         if found.keys() != {"path", "label", "probabilities", *times, *trained}:
             raise ValueError(f"keys {', '.join(found)}")
         if list(found["probabilities"]) != self.labels:
             raise ValueError(f"labels {', '.join(found['probabilities'])}")
-        return found["path"]
+        named = (found.get(name) for name in ("start_s", "end_s", "speaker"))
+        return self._segment(found["path"], *named) if self.of_segments else found["path"]
+
+    def _segment(self, path: str, start_s: str | float | None, end_s: str | float | None, speaker: str | None):
+        whole = start_s in (None, "")
+        return path if whole else Segment(path, float(start_s), float(end_s), speaker or None)
 
 
 def label_cell(label: str) -> str:
@@ -231,7 +263,7 @@ class RowFile:
     def __init__(self, path: Path | None, row_format: RowFormat, answered_by: dict, *, overwrite: bool = False):
         self.format, self.path, self.overwrite = row_format, path, overwrite
         self.answered_by = {"version": RECORD_VERSION, **answered_by}
-        self.paths, self._size = [], 0  # of the rows that are there: their files, and where they end
+        self.paths, self._size = [], 0  # of the rows that are there: their files or segments, and where they end
         self.statistics = None  # by which recordings are standardised, where they are their own, as JSON
         if path is None:
             return
@@ -296,7 +328,7 @@ class RowFile:
                 raise ValueError(f"{self.path} has other columns than {','.join(self.format.columns)}: {again}")
         for end, record in records:
             try:
-                name = self.format.path_of(record)
+                name = self.format.source_of(record)
             except (ValueError, AttributeError) as error:
                 raise ValueError(f"{self.path} has a row of another kind ({error}): {again}") from None
             if not self.paths or self.paths[-1] != name:
@@ -307,9 +339,9 @@ class RowFile:
             self.paths = [name for name in self.paths if name != self.paths[-1]]
             self._size = last_began
 
-    def write(self, path: str, rows: bytes):
-        """Appends what `RowFormat.row` made of a file; a kill behind this loses none of it."""
-        self.paths.append(self.format.name_of(path))
+    def write(self, source: str | Segment, rows: bytes):
+        """Appends what `RowFormat.row` made of a file, or a segment; a kill behind this loses none of it."""
+        self.paths.append(self.format.name_of(source))
         self._file.write(rows)
         self._file.flush()
 
@@ -337,7 +369,8 @@ def _records(file: BinaryIO, *, may_span_lines: bool) -> Iterator[tuple[int, byt
 
 class EmbeddingFile:
     """Audio embeddings, one a row of a `RowFile`: gathered beside the rows until all are there, then one `.npz` with
-    `path` (N,), `audio_embeds` (N, D) float32, and `answered_by`, the record of the rows as JSON.
+    `path` (N,), `audio_embeds` (N, D) float32, and `answered_by`, the record of the rows as JSON; of segments also
+    `start_s` and `end_s` (N,) float64, NaN of whole files, and `speaker` (N,).
 
     An embedding is added before its row is written, so that a kill leaves rather one too many than one too few.
 
@@ -383,7 +416,22 @@ class EmbeddingFile:
         if not self._path.is_file():
             return False
         with np.load(self._path) as saved:
-            return saved["path"].tolist() == self._kept and saved["audio_embeds"].shape[1] == self._size
+            of_rows = self._about(self._kept)
+            same = all(
+                name in saved and np.array_equal(saved[name], found, equal_nan=found.dtype.kind == "f")
+                for name, found in of_rows.items()
+            )
+            return same and saved["audio_embeds"].shape[1] == self._size
+
+    def _about(self, sources: list[str | Segment]) -> dict[str, np.ndarray]:
+        """What the rows are about, by name."""
+        arrays = {"path": np.array([path_of(source) for source in sources], dtype=str)}
+        if self._rows.format.of_segments:
+            whole = Segment("", np.nan, np.nan)
+            parts = [source if isinstance(source, Segment) else whole for source in sources]
+            arrays |= {name: np.array([getattr(part, name) for part in parts]) for name in ("start_s", "end_s")}
+            arrays["speaker"] = np.array([part.speaker or "" for part in parts], dtype=str)
+        return arrays
 
     def begin(self):
         """Makes ready for more; until here nothing was touched."""
@@ -408,7 +456,7 @@ class EmbeddingFile:
         with whole_file(self._path) as file:
             np.savez(
                 file,
-                path=np.array(paths, dtype=str),
+                **self._about(paths),
                 audio_embeds=np.fromfile(self._gathered, dtype="<f4").reshape(len(paths), self._size),
                 answered_by=np.array(json.dumps(self._rows.answered_by)),
             )

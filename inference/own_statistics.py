@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lascl.data.segments import Segment
 from lascl.inference.files import Answer, Mean, hear_files, why_not
 from lascl.inference.recogniser import Recogniser
 from lascl.modeling_lascl import pooled_statistics
@@ -51,9 +52,9 @@ class GroupStatistics:
 
 @dataclass
 class _Heard:
-    """Where the pieces of a recording lie, or why there are none."""
+    """Where the pieces of a recording, or of a segment of one, lie, or why there are none."""
 
-    path: str
+    source: str | Segment
     pieces: slice
     failure: str | None
 
@@ -70,20 +71,20 @@ class _Pieces:
         else:
             self.pooled.append(answer[0])
 
-    def answer(self, path: str, labels: list[str]) -> Answer | PooledRecording:
+    def answer(self, source: str | Segment, labels: list[str]) -> Answer | PooledRecording:
         if self.error is not None:
-            return Answer(path, failure=why_not(path, self.error))
+            return Answer.to(source, failure=why_not(source, self.error))
         pooled = np.stack(self.pooled)
         if not np.isfinite(pooled).all():
-            return Answer(path, failure=f"{path}: gives no finite values: its samples are far too large.")
-        return PooledRecording(path, pooled)
+            return Answer.to(source, failure=f"{source}: gives no finite values: its samples are far too large.")
+        return PooledRecording(source, pooled)
 
 
 @dataclass
 class PooledRecording:
     """What was heard of a recording, (pieces, d_a), before it is standardised."""
 
-    path: str
+    source: str | Segment
     pooled: np.ndarray
     failure: None = None
 
@@ -111,8 +112,10 @@ class PooledRecordings:
     def close(self):
         self._file.close()
 
-    def hear(self, paths: Sequence[str], *, batch_size: int | None = None, num_workers: int = 2) -> Iterator[str]:
-        """Hears files, and yields each one's path when it is done."""
+    def hear(
+        self, paths: Sequence[str | Segment], *, batch_size: int | None = None, num_workers: int = 2
+    ) -> Iterator[str | Segment]:
+        """Hears files, or segments of such, and yields each when it is done."""
         model = self.model
         found = hear_files(model, paths, model.pool, _Pieces, batch_size=batch_size, num_workers=num_workers)
         with closing(found):
@@ -121,9 +124,9 @@ class PooledRecordings:
                 if count:
                     self._file.write(np.ascontiguousarray(recording.pooled, dtype="<f4").tobytes())
                 pieces = slice(self.num_pieces, self.num_pieces + count)
-                self.heard.append(_Heard(recording.path, pieces, recording.failure))
+                self.heard.append(_Heard(recording.source, pieces, recording.failure))
                 self.num_pieces = pieces.stop
-                yield recording.path
+                yield recording.source
         self._file.flush()
 
     def statistics(self, groups: Sequence[str] | None = None) -> dict[str, GroupStatistics]:
@@ -175,8 +178,8 @@ class PooledRecordings:
                 for place, answer in zip(owners[first:], answers):
                     means[place].add(answer)
             for heard, mean in zip(some, means):
-                failure = heard.failure
-                yield Answer(heard.path, failure=failure) if failure else mean.answer(heard.path, self.model.labels)
+                source, failure = heard.source, heard.failure
+                yield Answer.to(source, failure=failure) if failure else mean.answer(source, self.model.labels)
 
 
 def too_few(count: int) -> str:
@@ -211,7 +214,7 @@ def _listed(names: list[str]) -> str:
 
 def answer_by_own_statistics(
     model: Recogniser,
-    paths: Sequence[str],
+    paths: Sequence[str | Segment],
     groups: Sequence[str] | None = None,
     *,
     batch_size: int | None = None,

@@ -24,6 +24,7 @@ import numpy as np
 
 from lascl.configuration_lascl import words_key
 from lascl.console import unless_pipe_closes
+from lascl.data.segments import Segment, time_columns, times_of
 from lascl.inference.checkpoints import checkpoint_of
 from lascl.inference.outputs import one_line, whole_file
 
@@ -129,9 +130,9 @@ def fit_temperature(cosines: np.ndarray, references: np.ndarray) -> float:
     return 1 / low
 
 
-def read_labelled(file: str | Path, words: Sequence[str]) -> tuple[list[tuple[str, str]], Counter]:
-    """The recordings of a CSV with columns `path` (relative to it) and `label` whose label is one of the words, and how
-    many have another label, by label.
+def read_labelled(file: str | Path, words: Sequence[str]) -> tuple[list[tuple[str | Segment, str]], Counter]:
+    """The recordings of a CSV with columns `path` (relative to it) and `label`, and `start` and `end` if they are
+    segments, whose label is one of the words, and how many have another label, by label.
 
     Raises:
         ValueError: no such file or columns, an empty cell, or no recording of these words.
@@ -144,12 +145,18 @@ def read_labelled(file: str | Path, words: Sequence[str]) -> tuple[list[tuple[st
             if lacking:
                 columns = ", ".join(reader.fieldnames or []) or "none"
                 raise ValueError(f"{file} needs the columns path and label; found {columns}.")
+            timed = time_columns(file, reader.fieldnames)
             for row in reader:
                 path, label = ((row[name] or "").strip() for name in ("path", "label"))
                 if not path or not label:
                     raise ValueError(f"{file}, line {reader.line_num}: needs a path and a label.")
+                try:
+                    times = times_of(row, timed) if timed else None
+                except ValueError as error:
+                    raise ValueError(f"{file}, line {reader.line_num}: {error}.") from None
                 if label in words:
-                    rows.append((os.path.join(os.path.dirname(file), path), label))
+                    path = os.path.join(os.path.dirname(file), path)
+                    rows.append((path if times is None else Segment(path, *times), label))
                 else:
                     others[label] += 1
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -260,7 +260,7 @@ def view_keys(
     """
     settings = {name: value for name, value in vars(speech).items() if name not in NO_PART_OF_A_VIEW["data"]}
     hashes = content_hashes(speech.paths)
-    settings["paths"] = [hashes[str(path)] for path in speech.paths]
+    settings["paths"] = [hashes[path] for path in speech.paths]
     # Built anew, because a transform keeps what it drew last.
     settings["augmentation"] = build_augmentation(speech.augmentation_name, speech.sampling_rate)
     drawn = [settings.pop(name) for name in ("ids", "augmentation_name", "augmentation", "seed")]
