@@ -76,7 +76,9 @@ def test_a_list_with_times_has_a_row_a_segment(checkpoint, folder, capsys):
 def test_other_formats_say_when_and_who_too(checkpoint, folder, capsys, name):
     (folder / "turns.csv").write_text("path,start,end,speaker\ncalls/one.flac,0.25,0.75,ann\ncalls/one.flac,,,\n")
     assert run(checkpoint, "turns.csv", "--format", name) == 0
-    turn, whole = capsys.readouterr().out.splitlines()[-2:]
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert len(lines) == 2, "one row for two segments"
+    turn, whole = lines
     if name == "table":
         assert turn.split()[:4] == ["calls/one.flac", "0.250", "0.750", "ann"]
         assert whole.split()[:4] == ["calls/one.flac", "-", "-", "-"]
@@ -368,6 +370,7 @@ def test_times_that_cannot_be_read_are_told_with_their_line(corpus_dir, row, mes
 
 def test_views_of_segments_of_one_file_are_not_those_of_others(corpus_dir, checkpoint):
     """Neither by where a segment begins nor by where it ends."""
+    assert hasattr(pooled, "view_keys")
     names, extractor = set(), Recogniser.load(checkpoint).feature_extractor
     model = LaSCLForAudioClassification.from_pretrained(checkpoint).lascl
     for times in ("0.5,1.0", "0.5,1.1", "0.6,1.0", ","):
