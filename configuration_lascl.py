@@ -164,6 +164,9 @@ class LaSCLConfig(PretrainedConfig):
             What lambda_1 and lambda_2 weigh, with A the anchors of a batch that have a positive: `"mean"`, eq. 4 as a
             mean over them beside eq. 6 as a sum; `"bracket"`, the bracket of eq. 9 divided by A, so that lambda_2 is
             the paper's; `"sum"`, as printed. See `joint_loss`.
+        target_smoothing (`float`, *optional*, defaults to 0.0):
+            Share of each label, or of the shares of votes, that is spread over the words of its corpus in training, in
+            [0, 1). What it weighs in eq. 4 and in the cross entropy: see `joint_loss`.
         label_anchors (`bool`, *optional*, defaults to `True`):
             Whether the label embeddings take part in eq. 4. `False` is the paper's "w/o label embedding".
         prediction_head (`str`, *optional*, defaults to `"label"`):
@@ -185,8 +188,12 @@ class LaSCLConfig(PretrainedConfig):
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
     # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
     # needs none of them still loads under the code of the first ones.
-    _later_fields = ("contrastive_reduction", "audio_window", "pooled_dropout", "label_phrasings", "label_temperatures")
+    _later_fields = (
+        *("contrastive_reduction", "audio_window", "pooled_dropout", "label_phrasings", "label_temperatures"),
+        "target_smoothing",
+    )
 
+    # Long: each field has a line among the arguments and one where it is kept.
     def __init__(
         self,
         *,
@@ -210,6 +217,7 @@ class LaSCLConfig(PretrainedConfig):
         contrastive_weight: float = 0.5,
         divergence_weight: float = 0.1,
         contrastive_reduction: str = "mean",
+        target_smoothing: float = 0.0,
         label_anchors: bool = True,
         prediction_head: str = "label",
         classifier_labels: list[str] | None = None,
@@ -238,6 +246,7 @@ class LaSCLConfig(PretrainedConfig):
         self.contrastive_weight = contrastive_weight
         self.divergence_weight = divergence_weight
         self.contrastive_reduction = contrastive_reduction
+        self.target_smoothing = target_smoothing
         self.label_anchors = label_anchors
         self.prediction_head = prediction_head
         self.classifier_labels = classifier_labels
@@ -348,6 +357,8 @@ class LaSCLConfig(PretrainedConfig):
             raise ValueError(f"contrastive_weight must lie in [0, 1]; found {self.contrastive_weight}.")
         if not self.divergence_weight >= 0:
             raise ValueError(f"divergence_weight must be at least 0; found {self.divergence_weight}.")
+        if not 0 <= self.target_smoothing < 1:
+            raise ValueError(f"target_smoothing must lie in [0, 1); found {self.target_smoothing}.")
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"id2label must have the keys 0 to K-1; found {sorted(self.id2label)}.")
         if len(set(self.id2label.values())) != len(self.id2label):

@@ -68,26 +68,38 @@ def supervised_contrastive_loss(
     the sum; the released code of Khosla et al. (2020, arXiv:2004.11362) takes the mean, whose size does not grow with
     the batch.
 
+    Of shares p (M, K) instead of labels, as listeners' votes give them, a pair is positive as far as it agrees:
+
+        w_ij = sum_k p_ik p_jk  for j in C(i),   W_i = sum_j w_ij,   a_i = min(1, W_i)
+        L    = sum_i a_i sum_j (w_ij / W_i) (-log q_ij) / sum_i a_i,     A = sum_i a_i
+
+    with q_ij the fraction above, so that an anchor with next to no positives counts next to nothing. Where every row
+    has one word, w_ij is 1 or 0, and this is the loss of labels. A row without votes compares with nothing.
+
     Args:
         embeddings: (M, D), any length: they are normalised here. A zero vector has cosine 0 to everything.
-        labels: (M,) integers; equal means positive. Their values carry no order.
+        labels: (M,) integers; equal means positive. Their values carry no order. Or (M, K) of a floating type, at least
+            0: votes or shares, each row of which is divided by its sum.
         temperature: tau, above 0.
-        comparable: (M, M) of bool, row i the C(i) of anchor i; the diagonal does not count. `None`: all compare, and so
-            they do if all are true, to the bit.
+        comparable: (M, M) of bool, row i the C(i) of anchor i; the diagonal does not count. Or of a floating type, c in
+            [0, 1]: how far each compares; exp(sim(z_i, z_j)/tau) is then weighed by c_ij wherever it stands, and 0 is
+            not in C(i). `None`: all compare, and so they do if all are true, or 1, to the bit.
         contrastive_reduction: `mean`, `bracket` or `sum`. The first two differ in `joint_loss` alone.
 
     Returns:
         0-dim tensor of at least 0, float32 (float64 for float64 input). With no anchor that has a positive (one
-        sample, as many classes as samples, nothing comparable): 0, in the graph. What neither compares with
+        sample, as many classes as samples, nothing comparable, no votes): 0, in the graph. What neither compares with
         anything nor is compared with has gradient 0.
 
     Raises:
-        ValueError: shapes that do not match, a mask that is not of bool, a temperature not above 0, or an unknown
-            reduction.
+        ValueError: shapes that do not match, a mask that is neither of bool nor in [0, 1], votes below 0 or not finite
+            (both checked on CPU), a temperature not above 0, or an unknown reduction.
     """
     _check_reduction(contrastive_reduction)
-    total, num_anchors = _sum_over_anchors(embeddings, labels, temperature, comparable)
-    return total if contrastive_reduction == "sum" else total / num_anchors
+    if labels.ndim == 2 and labels.is_floating_point():
+        _check_votes(labels)
+    summands, weights = _anchors(embeddings, labels, temperature, comparable)
+    return _over_anchors(summands, weights, contrastive_reduction)[0]
 
 
 def _check_reduction(contrastive_reduction: str):
@@ -97,35 +109,83 @@ def _check_reduction(contrastive_reduction: str):
         )
 
 
-def _check_mask(name: str, mask: torch.Tensor | None, shape: tuple[int, int], letters: str):
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
+def _check_mask(name: str, mask: torch.Tensor | None, shape: tuple[int, int], letters: str, is_weight: bool = False):
+    """Raises ValueError unless `mask` is of this shape and of bool, or, if `is_weight`, floats in [0, 1]; what floats
+    hold is looked at on CPU alone, where nothing is waited for."""
+    if mask is None:
+        return
+    is_of_kind = mask.dtype == torch.bool or (is_weight and mask.is_floating_point())
+    if mask.shape != shape or not is_of_kind:
         raise ValueError(
             f"Expected {name} ({letters}) = {shape} of torch.bool; found {tuple(mask.shape)} of {mask.dtype}."
         )
+    if mask.dtype != torch.bool and mask.device.type == "cpu" and not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise ValueError(f"{name} must lie in [0, 1]; found {mask.min().item():g} to {mask.max().item():g}.")
 
 
-def _sum_over_anchors(embeddings, labels, temperature, comparable=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both 0-dim: eq. 4 as printed, and A, how many anchors have a positive; at least 1, to divide by."""
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+def shares_of(votes: torch.Tensor, label_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Shares (N, K) of votes or shares (N, K): those for words outside `label_mask` (N, K) are left out, and each row
+    is divided by its sum. A row of which nothing is left stays zero."""
+    votes = _full_precision(votes)
+    if label_mask is not None:
+        votes = votes.masked_fill(~label_mask, 0)
+    total = votes.sum(dim=1, keepdim=True)
+    return votes / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _check_votes(votes: torch.Tensor):
+    """Raises ValueError unless votes (N, K) are numbers of at least 0; they are looked at on CPU alone."""
+    if votes.device.type == "cpu" and not bool((votes.isfinite() & (votes >= 0)).all()):
+        row = int((~(votes.isfinite() & (votes >= 0)).all(dim=1)).nonzero()[0])
+        raise ValueError(f"Votes must be finite and at least 0; found {votes[row].tolist()} in row {row} of labels.")
+
+
+def _anchors(embeddings, labels, temperature, comparable=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both (M,), of eq. 4: a_i L_i, and a_i, which of labels is true or false: whether an anchor has a positive."""
+    is_of_votes = labels.ndim == 2 and labels.is_floating_point()
+    if embeddings.ndim != 2 or labels.shape[: 2 - is_of_votes] != embeddings.shape[:1]:
         raise ValueError(
-            f"Expected embeddings (M, D) and labels (M,); found {tuple(embeddings.shape)} and {tuple(labels.shape)}."
+            f"Expected embeddings (M, D) and labels (M,), or (M, K) of floats; found {tuple(embeddings.shape)} and "
+            f"{tuple(labels.shape)}."
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0; found {temperature}.")
-    _check_mask("comparable", comparable, (len(embeddings), len(embeddings)), "M, M")
+    _check_mask("comparable", comparable, (len(embeddings), len(embeddings)), "M, M", is_weight=True)
     with torch.autocast(embeddings.device.type, enabled=False):
         z = unit_length(_full_precision(embeddings))
         similarity = z @ z.T / temperature  # (M, M)
         left_out = torch.eye(len(z), dtype=torch.bool, device=z.device)
         if comparable is not None:
-            left_out = left_out | ~comparable  # (M, M)
-        is_positive = (labels[:, None] == labels[None, :]) & ~left_out
+            is_compared = comparable > 0  # (M, M)
+            left_out = left_out | ~is_compared
+            if comparable.is_floating_point():
+                similarity = similarity + torch.where(is_compared, comparable.to(z.dtype), 1.0).log()
+        if is_of_votes:
+            shares = shares_of(labels.to(z.dtype))  # (M, K)
+            is_silent = ~shares.any(dim=1)  # (M,)
+            left_out = left_out | is_silent[:, None] | is_silent[None, :]
         # The lowest finite number, not -inf: a row that compares with nothing stays finite in value and in gradient.
         similarity = similarity.masked_fill(left_out, torch.finfo(z.dtype).min)
         log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (M, M)
+        if is_of_votes:
+            agreement = (shares @ shares.T).masked_fill(left_out, 0)  # (M, M)
+            total = agreement.sum(dim=1)  # (M,)
+            # a_i / W_i is 1 / max(1, W_i): nothing is divided by a small number.
+            summands = -(agreement * log_probability.masked_fill(left_out, 0)).sum(dim=1) / total.clamp(min=1)
+            return summands, total.clamp(max=1)
+        is_positive = (labels[:, None] == labels[None, :]) & ~left_out
         num_positives = is_positive.sum(dim=1)  # (M,)
-        anchor_loss = -log_probability.masked_fill(~is_positive, 0).sum(dim=1) / num_positives.clamp(min=1)
-        return anchor_loss.sum(), (num_positives > 0).sum().clamp(min=1)
+        summands = -log_probability.masked_fill(~is_positive, 0).sum(dim=1) / num_positives.clamp(min=1)
+        return summands, num_positives > 0
+
+
+def _over_anchors(
+    summands: torch.Tensor, weights: torch.Tensor, contrastive_reduction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both 0-dim: eq. 4 of what `_anchors` gives, and A, the sum of a_i; 1, to divide by, where no anchor counts."""
+    total, num_anchors = summands.sum(), weights.sum()
+    num_anchors = torch.where(num_anchors > 0, num_anchors, torch.ones_like(num_anchors))
+    return total if contrastive_reduction == "sum" else total / num_anchors, num_anchors
 
 
 def label_divergence_loss(label_embeddings: torch.Tensor, comparable: torch.Tensor | None = None) -> torch.Tensor:
@@ -180,6 +240,7 @@ def joint_loss(
     label_anchors: bool,
     contrastive_reduction: str = "mean",
     label_mask: torch.Tensor | None = None,
+    target_smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""The training objective (eq. 9).
 
@@ -213,11 +274,28 @@ def joint_loss(
     function of its arguments alone, and a word that no row annotates gets no gradient. They are the rows given here, as
     for A: those of all processes and chunks, which change nothing.
 
+    `labels` may be the votes of each row's listeners, or their shares p_ik. Then L_CE is -sum_k p_ik log(softmax_ik),
+    and eq. 4 that of shares (`supervised_contrastive_loss`), with p_ik between audio i and label k, and 0 between
+    labels. Shares are among a row's own words: votes for others are left out. Two rows compare as far as each one's
+    words were offered to the other's listeners:
+
+        c_ij = (sum_k p_ik m[j, k]) (sum_k p_jk m[i, k])   between audio i and audio j
+
+    which of one word each is the rule above. A row without votes is in no term: it compares with nothing, L_CE is the
+    mean over the others, and its mask makes no pair of labels. (`bracket` divides L_Label by max(A, 1), since A may be
+    a fraction.)
+
+    `target_smoothing` s takes (1 - s) p_ik + s / (words of row i) for p_ik, among the row's own words; c_ij stays as it
+    is. In L_CE the other words weigh s (1 - 1/K) of a row together. In eq. 4 both sides of a pair of utterances are
+    smoothed, so that in a batch of K words alike often the utterances of other words weigh (2 - s) s (1 - 1/K) of an
+    anchor: nearly twice as much. Between an utterance and the labels it is what it is in L_CE.
+
     Args:
         audio_embeds: (B, D), all views of all utterances (of all processes, in distributed training).
         label_embeds: (K, D), once, whatever the number of processes.
         class_logits: (B, K) of the classifier (eq. 7); `None` if it does not know these labels: L_CE is then left out.
-        labels: (B,) integers in [0, K).
+        labels: (B,) integers in [0, K). Or (B, K) of a floating type, at least 0: votes or shares; one vote a row is
+            the loss of integers, but for rounding.
         contrastive_temperature: tau of eq. 4, above 0.
         contrastive_weight: lambda_1, in [0, 1].
         divergence_weight: lambda_2, at least 0.
@@ -225,55 +303,99 @@ def joint_loss(
         contrastive_reduction: `mean`, `bracket` or `sum`, as above.
         label_mask: (B, K) of bool, the words that the corpus of each row annotates, its own label among them. `None`:
             all words; a mask of ones is the same to the bit, but for an empty batch, where no row annotates a pair.
+        target_smoothing: s, in [0, 1]; 0 leaves labels and shares as they are.
 
     Returns:
         The loss (0-dim) and its terms before lambda_1 and lambda_2 but after the reduction, so that eq. 9 joins them to
         the loss whatever the reduction: 0-dim tensors named `contrastive`, `divergence` and `cross_entropy`. A term
-        whose weight is 0 is not computed and not in the dict. An empty batch has cross entropy 0, in the graph.
+        whose weight is 0 is not computed and not in the dict. An empty batch, and one without any votes, has cross
+        entropy 0, in the graph.
 
     Raises:
-        ValueError: shapes that do not match, a mask that is not of bool, an unknown reduction, or (checked on CPU,
-            where it costs no synchronisation) a label outside [0, K) or outside its row of the mask.
+        ValueError: shapes that do not match, a mask that is not of bool, an unknown reduction, a smoothing beyond its
+            range, or (checked on CPU, where it costs no synchronisation) a label outside [0, K) or outside its row of
+            the mask, or votes below 0 or not finite.
     """
     _check_reduction(contrastive_reduction)
-    num_rows, num_labels = len(audio_embeds), len(label_embeds)
-    logits_shape = (num_rows, num_labels) if class_logits is None else class_logits.shape
-    if labels.shape != (num_rows,) or logits_shape != (num_rows, num_labels):
-        raise ValueError(
-            f"Expected labels (B,) and class_logits (B, K) for audio_embeds of B={num_rows} rows and K={num_labels} "
-            f"label_embeds; found {tuple(labels.shape)} and {tuple(logits_shape)}."
-        )
-    if labels.device.type == "cpu" and num_rows and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
-        raise ValueError(
-            f"labels must lie in [0, {num_labels}); found {int(labels.min())} to {int(labels.max())}. Do the model's "
-            "id2label and the data agree?"
-        )
-    _check_mask("label_mask", label_mask, (num_rows, num_labels), "B, K")
-    if label_mask is not None and labels.device.type == "cpu":
-        check_own_words(labels, label_mask)
-    terms = {}
-    loss = audio_embeds.new_zeros((), dtype=torch.promote_types(audio_embeds.dtype, torch.float32))
+    _check_joint(audio_embeds, label_embeds, class_logits, labels, label_mask, target_smoothing)
+    num_labels, terms = len(label_embeds), {}
+    precision = torch.promote_types(audio_embeds.dtype, torch.float32)
+    if labels.is_floating_point():
+        labels = shares_of(labels.to(precision), label_mask)  # (B, K)
+    elif target_smoothing > 0:
+        labels = F.one_hot(labels.long(), num_labels).to(precision)  # (B, K)
+    targets = labels if target_smoothing == 0 else _smoothed(labels, label_mask, target_smoothing)
+    loss = audio_embeds.new_zeros((), dtype=precision)
     if contrastive_weight > 0:
-        embeddings, classes = audio_embeds, labels
+        embeddings, classes = audio_embeds, targets
         comparable, comparable_labels = _what_compares(labels, label_mask, label_anchors)
         if label_anchors:
             # Full precision first: under autocast `cat` would round one to the other's dtype.
             embeddings = torch.cat([_full_precision(audio_embeds), _full_precision(label_embeds)])  # (B + K, D)
-            classes = torch.cat([labels, torch.arange(num_labels, device=labels.device, dtype=labels.dtype)])
-        total, num_anchors = _sum_over_anchors(embeddings, classes, contrastive_temperature, comparable)
-        terms["contrastive"] = total if contrastive_reduction == "sum" else total / num_anchors
+            classes = _with_labels(targets, num_labels)
+        anchors = _anchors(embeddings, classes, contrastive_temperature, comparable)
+        terms["contrastive"], num_anchors = _over_anchors(*anchors, contrastive_reduction)
         loss = loss + contrastive_weight * terms["contrastive"]
         if divergence_weight > 0:
             divergence = label_divergence_loss(label_embeds, comparable_labels)
-            terms["divergence"] = divergence / num_anchors if contrastive_reduction == "bracket" else divergence
+            is_divided = contrastive_reduction == "bracket"
+            terms["divergence"] = divergence / num_anchors.clamp(min=1) if is_divided else divergence
             loss = loss + contrastive_weight * divergence_weight * terms["divergence"]
     if contrastive_weight < 1 and class_logits is not None:
-        with torch.autocast(class_logits.device.type, enabled=False):
-            own = among_own_words(_full_precision(class_logits), label_mask)
-            summed = F.cross_entropy(own, labels.long(), reduction="sum")
-        terms["cross_entropy"] = summed / max(num_rows, 1)
+        terms["cross_entropy"] = _cross_entropy(class_logits, targets, label_mask)
         loss = loss + (1 - contrastive_weight) * terms["cross_entropy"]
     return loss, terms
+
+
+def _check_joint(audio_embeds, label_embeds, class_logits, labels, label_mask, target_smoothing):
+    """Raises ValueError as `joint_loss` does."""
+    num_rows, num_labels = len(audio_embeds), len(label_embeds)
+    logits_shape = (num_rows, num_labels) if class_logits is None else class_logits.shape
+    is_of_votes = labels.is_floating_point()
+    labels_shape = (num_rows, num_labels) if is_of_votes else (num_rows,)
+    if labels.shape != labels_shape or logits_shape != (num_rows, num_labels):
+        raise ValueError(
+            f"Expected labels (B,), or (B, K) of floats, and class_logits (B, K) for audio_embeds of B={num_rows} rows "
+            f"and K={num_labels} label_embeds; found {tuple(labels.shape)} and {tuple(logits_shape)}."
+        )
+    if not 0 <= target_smoothing <= 1:
+        raise ValueError(f"target_smoothing must lie in [0, 1]; found {target_smoothing}.")
+    _check_mask("label_mask", label_mask, (num_rows, num_labels), "B, K")
+    if is_of_votes:
+        _check_votes(labels)
+    elif labels.device.type == "cpu":
+        if num_rows and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
+            raise ValueError(
+                f"labels must lie in [0, {num_labels}); found {int(labels.min())} to {int(labels.max())}. Do the "
+                "model's id2label and the data agree?"
+            )
+        if label_mask is not None:
+            check_own_words(labels, label_mask)
+
+
+def _smoothed(shares: torch.Tensor, label_mask: torch.Tensor | None, target_smoothing: float) -> torch.Tensor:
+    """Shares (B, K), smoothed among each row's own words; a row without votes stays zero."""
+    own = torch.ones_like(shares) if label_mask is None else label_mask.to(shares.dtype)
+    spread = own / own.sum(dim=1, keepdim=True).clamp(min=1)
+    smoothed = (1 - target_smoothing) * shares + target_smoothing * spread
+    return torch.where(shares.any(dim=1, keepdim=True), smoothed, shares)
+
+
+def _with_labels(targets: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """What the audio is, (B,) or (B, K), and behind it what the K labels are: each itself."""
+    if targets.is_floating_point():
+        return torch.cat([targets, torch.eye(num_labels, dtype=targets.dtype, device=targets.device)])  # (B + K, K)
+    return torch.cat([targets, torch.arange(num_labels, device=targets.device, dtype=targets.dtype)])  # (B + K,)
+
+
+def _cross_entropy(class_logits, targets, label_mask) -> torch.Tensor:
+    """Eq. 8, its mean over the rows, of shares over those that have votes; 0-dim."""
+    with torch.autocast(class_logits.device.type, enabled=False):
+        own = among_own_words(_full_precision(class_logits), label_mask)
+        if not targets.is_floating_point():
+            return F.cross_entropy(own, targets.long(), reduction="sum") / max(len(targets), 1)
+        log_probability = own.log_softmax(dim=1).masked_fill(targets == 0, 0)  # (B, K)
+        return -(targets * log_probability).sum() / targets.any(dim=1).sum().clamp(min=1)
 
 
 def check_own_words(labels: torch.Tensor, label_mask: torch.Tensor):
@@ -298,16 +420,24 @@ def among_own_words(logits: torch.Tensor, label_mask: torch.Tensor | None) -> to
 
 def _what_compares(labels, label_mask, label_anchors) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What compares in eq. 4 (B, B), or (B + K, B + K) with the labels behind the audio, and in eq. 6 (K, K), by the
-    rules of `joint_loss`; `None` where everything does."""
+    rules of `joint_loss` for labels (B,) or shares (B, K); `None` where everything does."""
     if label_mask is None:
         return None, None
-    was_offered = label_mask[:, labels.long()]  # (B, B): to the listeners of i, the word of j
-    audio = was_offered & was_offered.T
-    words = (label_mask[:, :, None] & label_mask[:, None, :]).any(dim=0)  # (K, K)
+    offered = label_mask
+    if labels.is_floating_point():
+        with _without_autocast(labels.device.type):
+            was_offered = labels @ label_mask.to(labels.dtype).T  # (B, B): of the votes on i, those for words of j
+        audio = (was_offered * was_offered.T).clamp(max=1)  # what sums to 1 may round above it
+        offered = label_mask & labels.any(dim=1, keepdim=True)
+    else:
+        was_offered = label_mask[:, labels.long()]  # (B, B): to the listeners of i, the word of j
+        audio = was_offered & was_offered.T
+    words = (offered[:, :, None] & offered[:, None, :]).any(dim=0)  # (K, K)
     if not label_anchors:
         return audio, words
-    rows = torch.cat([audio, label_mask], dim=1)  # (B, B + K)
-    return torch.cat([rows, torch.cat([label_mask.T, words], dim=1)]), words
+    own = label_mask.to(audio.dtype)
+    rows = torch.cat([audio, own], dim=1)  # (B, B + K)
+    return torch.cat([rows, torch.cat([own.T, words.to(audio.dtype)], dim=1)]), words
 
 
 def unit_length(x: torch.Tensor) -> torch.Tensor:
@@ -944,7 +1074,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         Args:
             input_values, input_features, attention_mask, pooled_audio, output_hidden_states, return_dict, lengths: as
                 for `LaSCLModel.forward`.
-            labels: (B,) integers in [0, K); given, the loss of eq. 9 on this batch is computed.
+            labels: (B,) integers in [0, K), or (B, K) floats, votes or shares of listeners; given, the loss of eq. 9 on
+                this batch is computed.
             label_mask: (B, K) of bool, for that loss: the words that the corpus of each row annotates (`joint_loss`).
                 `logits` are of all words whatever it says.
 
@@ -1019,6 +1150,7 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             label_anchors=self.config.label_anchors,
             contrastive_reduction=self.config.contrastive_reduction,
             label_mask=label_mask,
+            target_smoothing=self.config.target_smoothing,
         )
 
     def _classify(self, pooled_audio: torch.Tensor) -> torch.Tensor:

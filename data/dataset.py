@@ -168,24 +168,46 @@ def is_heard(augmentation: str | Callable[[np.ndarray, int], np.ndarray], featur
     return False
 
 
-def class_indices(labels) -> torch.Tensor:
-    """(n,) integers: the labels of n utterances, as numbers of their classes.
+def targets_of(labels) -> torch.Tensor:
+    """What n utterances are trained on: (n,) integers, the numbers of their classes; or (n, K) float32, the votes or
+    shares of their listeners for each of K words.
+
+    Votes are told as labels of a floating type, and not under another name: whatever hands `labels` on (stock's
+    Trainer, accelerate, a collator of one's own) hands them on too, and no utterance can have the one without the
+    other.
 
     Raises:
-        ValueError: soft labels (fractions, or a row for each utterance), or an ignored one (-100 by custom).
+        ValueError: one fraction an utterance, votes below 0 or not finite, labels of some and votes of others, or an
+            ignored label (-100 by custom).
     """
+    if isinstance(labels, (list, tuple)) and len({np.ndim(label) for label in labels}) > 1:
+        raise ValueError("Some labels are numbers of a class, others votes for each word. Give all in one way.")
+    if isinstance(labels, (list, tuple)) and any(isinstance(label, (torch.Tensor, np.ndarray)) for label in labels):
+        labels = torch.stack([torch.as_tensor(label) for label in labels])
     labels = torch.as_tensor(labels)
-    if len(labels) and (labels.ndim != 1 or labels.is_floating_point()):
+    if not len(labels):
+        return labels.long()
+    if labels.ndim == 2:
+        if not bool((labels.isfinite() & (labels >= 0)).all()):
+            row = int((~(labels.isfinite() & (labels >= 0)).all(dim=1)).nonzero()[0])
+            raise ValueError(f"Votes must be finite and at least 0; found {labels[row].tolist()} in row {row}.")
+        return labels.float()
+    if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(
-            f"A label must be the number of one class; found soft labels (shape {tuple(labels.shape)}, "
-            f"{labels.dtype}). Give each utterance its most likely class."
+            "A label must be the number of one class, or a row of votes, (n, K); found the shape "
+            f"{tuple(labels.shape)} of {labels.dtype}."
         )
-    if len(labels) and int(labels.min()) < 0:
+    if int(labels.min()) < 0:
         raise ValueError(
             f"A label must be the number of one class, from 0; found {int(labels.min())}. Nothing is ignored in the "
-            "joint loss: leave such utterances out."
+            "joint loss: leave such utterances out, or give votes, of which a row may be zero."
         )
     return labels.long()
+
+
+def repeated(targets: torch.Tensor, num_views: int) -> torch.Tensor:
+    """What `targets_of` gives for B utterances, view by view: (V x B,) or (V x B, K)."""
+    return targets.repeat(num_views, *[1] * (targets.ndim - 1))
 
 
 def stacked_label_masks(items: list[dict], num_views: int) -> dict[str, torch.Tensor]:
@@ -201,7 +223,8 @@ class SpeechCollator:
     """Pads a batch of `SpeechDataset` items with the checkpoint's own feature extractor.
 
     Rows come view by view: all clean utterances, then all first augmentations, and so on: (V x B) rows, `labels`
-    repeated accordingly, and `label_mask` (V x B, K) if the items hold it. `lengths` are plain numbers, for which no
+    repeated accordingly ((V x B,), or (V x B, K) of items whose `label` is a row of votes, see `targets_of`), and
+    `label_mask` (V x B, K) if the items hold it. `lengths` are plain numbers, for which no
     GPU has to be waited for: what `attention_mask` sums to.
     """
 
@@ -212,7 +235,7 @@ class SpeechCollator:
         num_views = len(items[0]["views"])
         audio: list[np.ndarray] = [item["views"][view] for view in range(num_views) for item in items]
         batch = extract_features(self.feature_extractor, audio)
-        labels = class_indices([item["label"] for item in items])
+        labels = targets_of([item["label"] for item in items])
         lengths = batch["attention_mask"].sum(dim=-1).tolist()
         masks = stacked_label_masks(items, num_views)
-        return {**batch, "labels": labels.repeat(num_views), "lengths": lengths, **masks}
+        return {**batch, "labels": repeated(labels, num_views), "lengths": lengths, **masks}

@@ -45,7 +45,7 @@ SETTINGS = (
     *("objective", "num_train_epochs", "max_steps", "global_batch_size", "num_views", "augmentation"),
     *("encoder_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
-    *("label_anchors", "label_template", "phrasings"),
+    *("label_anchors", "label_template", "phrasings", "target_smoothing"),
     *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "standardise_audio", "text_pooling"),
     *("freeze_feature_encoder", "freeze_audio_encoder", "pooled_dropout", "prediction_head"),
     *("max_duration_s", "bf16", "fp16", "seed"),

@@ -50,6 +50,24 @@ class TwoCorpora(torch.utils.data.Dataset):
         return {**item, "label_mask": torch.isin(torch.arange(7), torch.tensor(own))}
 
 
+class Voted(torch.utils.data.Dataset):
+    """Utterances as three listeners heard them: two say the label, one the next word, which the corpus may lack; of
+    every fifth all say something that is no word."""
+
+    def __init__(self, speech):
+        self.speech, self.ids, self.num_views, self.set_epoch = speech, speech.ids, speech.num_views, speech.set_epoch
+        self.durations_s = speech.durations_s
+
+    def __len__(self):
+        return len(self.speech)
+
+    def __getitem__(self, index):
+        item, votes = self.speech[index], torch.zeros(7)
+        if index % 5 != 4:
+            votes[item["label"]], votes[(item["label"] + 1) % 7] = 2.0, 1.0
+        return {**item, "label": votes}
+
+
 # Plain gradient descent without clipping: a wrong scale of any gradient shows in the weights, which AdamW hides, and
 # parameters whose true gradient is zero do not amplify rounding, as they do in AdamW.
 GRADIENT_DESCENT = {
@@ -95,10 +113,16 @@ def train_at_this_price(setting: dict, folder: Path) -> dict:
     audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": 0.4}
     dataset = RecordingDataset(corpus, range(num_utterances), augmentation="noise", num_views=2, **audio)
     collator = DoubleCollator(extractor) if double else SpeechCollator(extractor)
-    of_corpora = TwoCorpora if setting.get("two_corpora") else lambda speech: speech
-    trainer = LaSCLTrainer(model, args, train_dataset=of_corpora(dataset), data_collator=collator)
+    wrappers = {"two_corpora": TwoCorpora, "voted": Voted}
+
+    def wrapped(speech):
+        for name, wrapper in wrappers.items():
+            speech = wrapper(speech) if setting.get(name) else speech
+        return speech
+
+    trainer = LaSCLTrainer(model, args, train_dataset=wrapped(dataset), data_collator=collator)
     trainer.train()
-    prediction = trainer.predict(of_corpora(SpeechDataset(corpus, range(16, 26), **audio)))
+    prediction = trainer.predict(wrapped(SpeechDataset(corpus, range(16, 26), **audio)))
     return {
         "processes": args.world_size,
         "rows": args.per_device_train_batch_size,

@@ -88,6 +88,11 @@ def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     settings["two corpora"] = {**settings["joint"], "two_corpora": True}
     settings["two corpora, uneven, cached"] = {**settings["uneven, cached"], "two_corpora": True}
     settings["two corpora, uneven"] = {**settings["uneven, cached"], "two_corpora": True, "arguments": by_length}
+    settings["votes"] = {**settings["joint"], "voted": True}
+    settings["votes, uneven, cached"] = {**settings["uneven, cached"], "voted": True, "two_corpora": True}
+    settings["votes, uneven"] = {**settings["two corpora, uneven"], "voted": True}
+    smoothed = {**settings["votes, uneven"]["model"], "target_smoothing": 0.2, "contrastive_reduction": "bracket"}
+    settings["votes, uneven, smoothed"] = {**settings["votes, uneven"], "model": smoothed}
     few_frames = {**conftest.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [20, 10], "conv_stride": [16, 10]}
     wavlm = save_random_audio_encoder(few_frames, tmp_path_factory.mktemp("wavlm"))
     long = {**common, "audio_encoder": str(wavlm), "model": {"projection_dim": 8}, "utterances": 32, "double": False}
@@ -207,6 +212,17 @@ def test_two_processes_train_on_the_words_of_two_corpora_as_one_does(one_process
     lowest = torch.finfo(torch.float64).min
     for logits in reference["logits"]:
         assert sorted(set((logits == lowest).sum(dim=1).tolist())) == [2, 3]  # of seven words, those of the other
+
+
+@pytest.mark.parametrize("name", ["votes", "votes, uneven", "votes, uneven, cached", "votes, uneven, smoothed"])
+def test_two_processes_train_on_votes_as_one_does(one_process, two_processes, name):
+    """What agrees follows from the votes on the rows of both processes, in chunks too."""
+    reference = one_process[name.removesuffix(", cached")]
+    for run in [one_process[name], *two_processes[name]]:
+        assert_trained_alike(run, reference)
+    plain = one_process["joint" if name == "votes" else "two corpora, uneven"]["steps"][0]
+    terms = ("contrastive", "cross_entropy")
+    assert all(abs(reference["steps"][0][term] - plain[term]) > 1e-3 for term in terms)  # the votes say something
 
 
 def train_without_asking(settings, folder):

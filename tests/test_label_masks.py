@@ -257,7 +257,7 @@ def test_a_row_that_compares_with_nothing_has_gradient_zero_among_others_that_do
 
 
 @pytest.mark.parametrize(
-    "mask", [torch.ones(4, 4), torch.ones(4, 4).long(), torch.ones(4, 3).bool(), torch.ones(3, 3).bool()]
+    "mask", [torch.ones(4, 4).long(), torch.ones(4, 3).bool(), torch.ones(3, 3).bool(), torch.ones(3, 3)]
 )
 def test_a_mask_of_another_shape_or_kind_is_refused_and_told(mask):
     z, y = normal(4, 3), torch.tensor([0, 0, 1, 1])

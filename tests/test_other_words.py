@@ -159,10 +159,11 @@ class Plain:
         return {**batch, "labels": torch.tensor([item["label"] for item in items])}
 
 
-SOFT = [[0.7, 0.3, 0, 0, 0, 0, 0]] * 8
 WRONG = {
-    "soft": (SOFT, "found soft labels (shape ("),
-    "fractions": ([0.2] * 8, "found soft labels (shape ("),
+    "votes against": ([[0.75, -0.25, 0, 0, 0, 0, 0]] * 8, "Votes must be finite and at least 0; found [0.75, -0.25"),
+    "votes of nobody knows how many": ([[float("nan")] * 7] * 8, "Votes must be finite and at least 0; found [nan"),
+    "fractions": ([0.2] * 8, "or a row of votes, (n, K); found the shape ("),
+    "boxes": ([[[0.2, 0.8]]] * 8, "or a row of votes, (n, K); found the shape ("),
     "ignored": ([0, 1, 2, -100, 3, 4, 5, 6], "found -100. Nothing is ignored in the joint loss: leave such"),
 }
 

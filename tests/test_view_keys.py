@@ -50,6 +50,7 @@ CHANGED = {
     "contrastive_weight": 0.3,
     "divergence_weight": 1.0,
     "contrastive_reduction": "sum",
+    "target_smoothing": 0.2,
     "label_anchors": False,
     "prediction_head": "classifier",
     "objective": "ce",

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.data.augmentation import build_augmentation
 from lascl.data.checked_audio import content_hashes
-from lascl.data.dataset import class_indices, stacked_label_masks
+from lascl.data.dataset import repeated, stacked_label_masks, targets_of
 from lascl.modeling_lascl import LaSCLForAudioClassification, LaSCLModel, not_standardised, pooled_statistics
 from lascl.training.announced import announcement_of
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -49,6 +49,7 @@ NO_PART_OF_A_VIEW = {
         *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
         *("label_anchors", "prediction_head", "classifier_labels", "id2label", "label2id"),
         *("freeze_feature_encoder", "freeze_audio_encoder", "standardise_audio", "pooled_dropout"),
+        "target_smoothing",
         *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
     ),
     "weights": ("audio_projection.", "text_projection.", "label_features", "pooled_mean", "pooled_std"),
@@ -103,11 +104,11 @@ class PooledDataset(Dataset):
 
 
 def collate_pooled(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows view by view, as `SpeechCollator` has them: `pooled_audio` (V x B, d_a), `labels` (V x B,), and `label_mask`
-    (V x B, K) if the items hold it."""
+    """Rows view by view, as `SpeechCollator` has them: `pooled_audio` (V x B, d_a), `labels` (V x B,), of votes
+    (V x B, K), and `label_mask` (V x B, K) if the items hold it."""
     pooled = torch.stack([item["pooled_audio"] for item in items], dim=1)  # (V, B, d_a)
-    labels = class_indices([item["label"] for item in items])
-    batch = {"pooled_audio": pooled.flatten(0, 1), "labels": labels.repeat(len(pooled))}
+    labels = repeated(targets_of([item["label"] for item in items]), len(pooled))
+    batch = {"pooled_audio": pooled.flatten(0, 1), "labels": labels}
     return batch | stacked_label_masks(items, len(pooled))
 
 

@@ -73,6 +73,7 @@ WHEN_ABSENT = {
     "corpus_exponent": 0.5,
     "final_model": False,
     "phrasings": None,
+    "target_smoothing": 0.0,
 }
 # How the value of a field is read that older code wrote otherwise.
 READ_AS = {"standardise_audio": standardising}
@@ -263,6 +264,9 @@ class Recipe(Publishing):
     divergence_weight: float = HfArg(default=0.1, help="lambda_2 of eq. 9")
     contrastive_reduction: str = HfArg(
         default="mean", help="mean, bracket (lambda_2 weighs what it does in eq. 9) or sum (eq. 4 as printed)"
+    )
+    target_smoothing: float = HfArg(
+        default=0.0, help="share of each label, or of votes, that is spread over its corpus's words in training"
     )
     label_anchors: bool = HfArg(default=True, help="label embeddings take part in eq. 4")
     prediction_head: str = HfArg(default="label", help="label or classifier")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LOSS_FIELDS = (
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
     *("label_anchors", "prediction_head", "freeze_feature_encoder", "freeze_audio_encoder", "pooled_dropout"),
+    "target_smoothing",
 )
 
 

@@ -43,7 +43,7 @@ REFUSED = {
     "group_by_length": "set bucket_by_length or utterances_per_class",
     "include_num_input_tokens_seen": "audio has no tokens; the log has the share of padding",
     "label_names": "batches have `labels`",
-    "label_smoothing_factor": "it is not part of the joint loss",
+    "label_smoothing_factor": "it would smooth the cross entropy alone; set target_smoothing",
     "length_column_name": "set bucket_by_length, which takes the corpus's duration_s",
     "liger_kernel_config": "there are no such kernels for speech encoders",
     "logging_nan_inf_filter": "a loss that is not finite is logged as it is",

@@ -22,9 +22,10 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from lascl.data import SAMPLING_RATE, UtteranceBatchSampler
-from lascl.data.dataset import class_indices, is_heard
+from lascl.data.dataset import is_heard, targets_of
 from lascl.encoders_lascl import WHISPER_FRAMES_PER_S, valid_lengths
 from lascl.evaluation import score
+from lascl.evaluation.votes import most_voted
 from lascl.modeling_lascl import among_own_words, check_own_words
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.digests import OtherWeights, digest_of
@@ -63,6 +64,9 @@ class LaSCLTrainer(Trainer):
     `audio_embeds` (V x B_w, D) and `label_embeds` (K, D), both of unit length, `class_logits` (V x B_w, K), and, unless
     the batch is computed in chunks, `logits` (V x B_w, K) and `pooled_audio` (V x B_w, d_a). `log_term` adds it to the
     log.
+
+    `labels` of a batch are numbers of classes, or votes or shares (V x B, K) of a floating type (`joint_loss`), against
+    whose most voted word `evaluate()` scores.
 
     Rows with a `label_mask` (V x B, K) are of several corpora: the loss is over what compares (`joint_loss`), and
     `evaluate()` and `predict()` answer with a row's own words, the logits of others being the lowest finite number.
@@ -116,7 +120,7 @@ class LaSCLTrainer(Trainer):
                 f"{', '.join(config.labels)}, which cross entropy cannot train. Build a model with these labels, or "
                 "give train.py --init_from."
             )
-        class_indices(getattr(self.train_dataset, "labels", []))
+        targets_of(told_targets(self.train_dataset))
         self._warn_of_unheard_augmentation()
         self._sampler, self._shares = build_batch_sampler(self.train_dataset, args), (None, [])
         return torch.utils.data.DataLoader(
@@ -180,7 +184,7 @@ class LaSCLTrainer(Trainer):
         the gradients of one process with B rows. The K label embeddings enter once.
         """
         inputs = dict(inputs)
-        labels, label_mask = inputs.pop("labels"), inputs.pop("label_mask", None)  # (B_w,), (B_w, K)
+        labels, label_mask = inputs.pop("labels"), inputs.pop("label_mask", None)  # (B_w,) or (B_w, K), (B_w, K)
         shares = inputs.pop("shares", None)  # W numbers of utterances
         limit = self._limit_of_chunks(inputs, len(labels)) if model.training else {}
         outputs = cached_forward(model, inputs, **limit) if limit else model(**inputs)
@@ -194,10 +198,10 @@ class LaSCLTrainer(Trainer):
                 )
             sizes = self._rows_of_processes(len(labels), shares)
             # Stays on the device, and is read when something is logged.
-            padding, size = self.accelerator.reduce(labels.new_tensor([padding, size]), "sum")
+            padding, size = self.accelerator.reduce(torch.tensor([padding, size], device=labels.device), "sum")
             audio_embeds = self._gather_rows(audio_embeds, sizes)  # (B, D)
             class_logits = self._gather_rows(class_logits, sizes)  # (B, K)
-            labels = self._gather_rows(labels, sizes)  # (B,)
+            labels = self._gather_rows(labels, sizes)  # (B,) or (B, K)
             label_mask = None if label_mask is None else self._gather_rows(label_mask, sizes)  # (B, K)
         unwrapped, label_embeds = self.accelerator.unwrap_model(model), outputs.label_embeds
         if label_embeds is None:
@@ -383,7 +387,7 @@ def build_batch_sampler(dataset, args: LaSCLTrainingArguments) -> UtteranceBatch
         global_batch_size=args.global_batch_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
         durations_s=dataset.durations_s if args.bucket_by_length else None,
-        labels=dataset.labels if args.utterances_per_class is not None else None,
+        labels=classes_of(dataset) if args.utterances_per_class is not None else None,
         utterances_per_class=args.utterances_per_class,
         corpora=getattr(dataset, "corpora", None),
         corpus_exponent=args.corpus_exponent,
@@ -391,6 +395,20 @@ def build_batch_sampler(dataset, args: LaSCLTrainingArguments) -> UtteranceBatch
         process_index=args.process_index,
         accumulation_steps=args.gradient_accumulation_steps,
     )
+
+
+def told_targets(dataset):
+    """What a data set says of all its targets, as `targets_of` takes them: `label_shares` (n, K), if it has any, else
+    its `labels`; nothing, if it says nothing."""
+    shares = getattr(dataset, "label_shares", None)
+    return getattr(dataset, "labels", []) if shares is None else shares
+
+
+def classes_of(dataset) -> list[int]:
+    """The class that each utterance counts for where classes are balanced: its label, and of votes the word with most
+    of them, the first of equals."""
+    targets = targets_of(told_targets(dataset))
+    return (targets.argmax(dim=1) if targets.ndim == 2 else targets).tolist()
 
 
 def check_validation(eval_dataset, who: str, *, alone: bool = False):
@@ -415,11 +433,17 @@ def check_validation(eval_dataset, who: str, *, alone: bool = False):
 
 def score_both_heads(prediction) -> dict[str, float]:
     """WA, UA and macro-F1 of `logits`, and of `class_logits` with the prefix `classifier_`, for Trainer; of `logits`
-    alone where the classifier does not know the labels."""
+    alone where the classifier does not know the labels. Where labels are votes, against the word with most of them;
+    rows in which two words have most, or none has any, are left out, and if all are there are no scores."""
     heads, references = prediction.predictions, prediction.label_ids
-    metrics = {}
+    is_decided, metrics = slice(None), {}
+    if references.ndim == 2:
+        references = most_voted(references)
+        is_decided = references >= 0
+        if not is_decided.any():
+            return {}
     for prefix, head in zip(("", "classifier_"), heads if isinstance(heads, tuple) else (heads,)):
-        scores = score(np.argmax(head, axis=-1), references)
+        scores = score(np.argmax(head[is_decided], axis=-1), references[is_decided])
         metrics |= {f"{prefix}{name}": scores[name] for name in ("wa", "ua", "macro_f1")}
     return metrics
 
@@ -439,7 +463,8 @@ def check_words(dataset, config):
     names = getattr(dataset, "label_names", None)
     if config.classifier_labels is None or names is None:
         return
-    for number in sorted(set(dataset.labels)):
+    targets = targets_of(told_targets(dataset))
+    for number in range(targets.shape[1]) if targets.ndim == 2 else sorted(set(targets.tolist())):
         if names[number : number + 1] != config.labels[number : number + 1]:
             raise ValueError(
                 f"Label {number} of the data is {names[number]!r}, but the words that the model answers are "
@@ -449,8 +474,8 @@ def check_words(dataset, config):
 
 
 class CheckedLabels:
-    """A collator whose batches have numbers of classes for labels (`class_indices`), each among the words of its row's
-    `label_mask`, if there is one."""
+    """A collator whose batches have numbers of classes or votes for labels (`targets_of`), a number among the words of
+    its row's `label_mask`, if there is one."""
 
     def __init__(self, collator):
         self.collator = collator
@@ -458,8 +483,8 @@ class CheckedLabels:
     def __call__(self, items: list) -> dict:
         batch = self.collator(items)
         if "labels" in batch:
-            labels = class_indices(batch["labels"])
-            if "label_mask" in batch:
+            labels = targets_of(batch["labels"])
+            if "label_mask" in batch and labels.ndim == 1:
                 check_own_words(labels, batch["label_mask"])
         return batch
 
