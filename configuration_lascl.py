@@ -135,6 +135,14 @@ class LaSCLConfig(PretrainedConfig):
             utterance included; or `"utterance"`, the last second that has signal and all before it (at least 1 s, at
             most the window). It attends to that silence, so this belongs to the weights that were trained with it.
             Other encoders hear no padding, whatever stands here.
+        audio_level (`str`, *optional*, defaults to `"recorded"`):
+            How loud a Whisper encoder hears an utterance: `"recorded"`, as its recording has it; or `"equal"`, all
+            equally loud (`encoders_lascl.at_equal_level`), whatever the distance and the gain of the microphone. Other
+            encoders hear it as `"recorded"`: where level shall not count, their feature extractors normalise.
+        pooled_frames (`str`, *optional*, defaults to `"valid"`):
+            Which of a Whisper encoder's frames are pooled: `"valid"`, all that the utterance lasts; or `"active"`,
+            those of them in which there is a voice (`encoders_lascl.active_frames`), silence at its edges and in pauses
+            left out. Other encoders pool `"valid"`.
         standardise_audio (`str`, *optional*, defaults to `"none"`):
             By whose mean and standard deviation the pooled audio is centred and scaled, found once before training:
             `"none"`, as it is; `"training"`, those of all training utterances. Pooled states of a pre-trained encoder
@@ -155,7 +163,7 @@ class LaSCLConfig(PretrainedConfig):
         label_temperatures (`dict[str, float]`, *optional*):
             What divides the cosines of the label head instead of `contrastive_temperature` when it answers certain
             words, by these words, sorted and joined by ", ": as `lascl-words` fits it to labelled recordings. It
-            changes probabilities, never which word is the likeliest, and nothing in training.
+            changes probabilities, never which word the label head takes for the likeliest, and nothing in training.
         contrastive_weight (`float`, *optional*, defaults to 0.5):
             lambda_1 of eq. 9, in [0, 1]. 0 leaves cross entropy alone, 1 leaves it out.
         divergence_weight (`float`, *optional*, defaults to 0.1):
@@ -170,7 +178,9 @@ class LaSCLConfig(PretrainedConfig):
         label_anchors (`bool`, *optional*, defaults to `True`):
             Whether the label embeddings take part in eq. 4. `False` is the paper's "w/o label embedding".
         prediction_head (`str`, *optional*, defaults to `"label"`):
-            Which head `logits` come from: `"label"` (nearest label embedding, eq. 10) or `"classifier"` (eq. 7).
+            Which head `logits` come from: `"label"` (nearest label embedding, eq. 10), `"classifier"` (eq. 7) or
+            `"both"`, their mean over the words that the classifier knows; of other words the label head's
+            (`mean_of_heads`).
         classifier_labels (`list[str]`, *optional*):
             The labels the classifier was trained on, written by `set_labels` once the model answers other words.
             `None` means `id2label`.
@@ -189,8 +199,8 @@ class LaSCLConfig(PretrainedConfig):
     # Fields that the first checkpoints lack. Written only where they are not the default, so that a checkpoint which
     # needs none of them still loads under the code of the first ones.
     _later_fields = (
-        *("contrastive_reduction", "audio_window", "pooled_dropout", "label_phrasings", "label_temperatures"),
-        "target_smoothing",
+        *("contrastive_reduction", "audio_window", "audio_level", "pooled_frames", "pooled_dropout"),
+        *("label_phrasings", "label_temperatures", "target_smoothing"),
     )
 
     # Long: each field has a line among the arguments and one where it is kept.
@@ -207,6 +217,8 @@ class LaSCLConfig(PretrainedConfig):
         audio_layers: str = "last",
         audio_pooling: str = "mean",
         audio_window: str = "fixed",
+        audio_level: str = "recorded",
+        pooled_frames: str = "valid",
         standardise_audio: str | bool = "none",
         pooled_dropout: float = 0.0,
         text_pooling: str = "mean",
@@ -228,14 +240,13 @@ class LaSCLConfig(PretrainedConfig):
         # All of LaSCL's own before `super`, which sets what it finds in the encoders' configurations, and checks.
         self.audio_config = _sub_config("audio_config", audio_config, default_type="wav2vec2")
         self.text_config = _sub_config("text_config", text_config, default_type="roberta")
-        self.text_encoder = text_encoder
-        self.text_encoder_revision = text_encoder_revision
+        self.text_encoder, self.text_encoder_revision = text_encoder, text_encoder_revision
         self.label_template = label_template
         self.label_phrasings = checked_phrasings(label_phrasings)
         self.projection_dim = projection_dim
         self.audio_layers = audio_layers
         self.audio_pooling = audio_pooling
-        self.audio_window = audio_window
+        self.audio_window, self.audio_level, self.pooled_frames = audio_window, audio_level, pooled_frames
         self.standardise_audio = standardise_audio
         self.pooled_dropout = pooled_dropout
         self.text_pooling = text_pooling
@@ -301,6 +312,12 @@ class LaSCLConfig(PretrainedConfig):
         return [self.id2label[index] for index in range(len(self.id2label))]
 
     @property
+    def known_classes(self) -> list[int | None]:
+        """Of each label its class of the classifier; `None` for a word that the classifier was not trained on."""
+        classes = {word: place for place, word in enumerate(self.classifier_labels or self.labels)}
+        return [classes.get(label) for label in self.labels]
+
+    @property
     def audio_layer_numbers(self) -> list[int]:
         """The hidden states that are concatenated; empty for `last` and `weighted`."""
         return [] if self.audio_layers in ("last", "weighted") else [int(n) for n in self.audio_layers.split(",")]
@@ -332,9 +349,11 @@ class LaSCLConfig(PretrainedConfig):
         for field, allowed in (
             ("audio_pooling", ("mean", "max", "mean_std")),
             ("audio_window", ("fixed", "utterance")),
+            ("audio_level", ("recorded", "equal")),
+            ("pooled_frames", ("valid", "active")),
             ("text_pooling", ("mean", "first")),
             ("contrastive_reduction", REDUCTIONS),
-            ("prediction_head", ("label", "classifier")),
+            ("prediction_head", ("label", "classifier", "both")),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; found {getattr(self, field)!r}.")
@@ -344,6 +363,12 @@ class LaSCLConfig(PretrainedConfig):
             )
         if "{label}" not in self.label_template:
             raise ValueError(f"label_template must contain {{label}}; found {self.label_template!r}.")
+        for field, default in (("audio_level", "recorded"), ("pooled_frames", "valid")):
+            if getattr(self, field) != default and self.audio_config.model_type != "whisper":
+                raise ValueError(
+                    f"{field} {getattr(self, field)} is for Whisper; this audio encoder is of the type "
+                    f"{self.audio_config.model_type!r}. Set {field} to {default}."
+                )
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1; found {self.projection_dim}.")
         if not 0 <= self.pooled_dropout < 1:
@@ -363,13 +388,13 @@ class LaSCLConfig(PretrainedConfig):
             raise ValueError(f"id2label must have the keys 0 to K-1; found {sorted(self.id2label)}.")
         if len(set(self.id2label.values())) != len(self.id2label):
             raise ValueError(f"Labels must differ from each other; found {self.labels}.")
-        if self.prediction_head == "label" and (self.contrastive_weight == 0 or not self.label_anchors):
+        if self.prediction_head != "classifier" and (self.contrastive_weight == 0 or not self.label_anchors):
             cause = "contrastive_weight=0" if self.contrastive_weight == 0 else "label_anchors=False"
             raise ValueError(
                 f"With {cause} no loss ties the audio to the label embeddings, so the label head would answer at "
                 "random. Set prediction_head='classifier'."
             )
-        if self.prediction_head == "classifier" and self.contrastive_weight == 1:
+        if self.prediction_head != "label" and self.contrastive_weight == 1:
             raise ValueError(
                 "With contrastive_weight=1 there is no cross entropy, so the classifier would answer at random. "
                 "Set prediction_head='label' or contrastive_weight below 1."

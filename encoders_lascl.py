@@ -31,6 +31,11 @@ logger = logging.get_logger(__name__)
 LEAKY_TYPES = {"wav2vec2-conformer", "sew", "sew-d"}
 # Whisper's front end: 100 mel frames a second, halved by its second convolution.
 WHISPER_FRAMES_PER_S = 50
+# Mean power of a mel frame in dB, as the loud parts of an utterance have it: what all utterances get by `audio_level`
+# equal (about the middle of the corpora that we have), and what is too faint for a voice.
+EQUAL_LEVEL_DB, FAINTEST_DB = -20.0, -60.0
+# A frame is active if it is at most so much fainter than the loudest but 5 %, which may be clicks.
+ACTIVE_DB = 30.0
 # Held while a Whisper encoder runs, which may be told for so long that its window is shorter, by whatever thread.
 WHISPER_RUNS = threading.RLock()
 # CUDA's memory-efficient attention copies a mask whose rows do not start at a multiple of so many elements.
@@ -479,6 +484,65 @@ def window_groups(
         window = min(max(-(-int(length) // step), 1) * per_second, whole)
         groups.setdefault(window, []).append(row)
     return [(groups[window], window) for window in sorted(groups)]
+
+
+def at_equal_level(input_features: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Whisper features as of recordings that are all equally loud, at `EQUAL_LEVEL_DB`.
+
+        level = 10 log10( sum_t p_t^2 / sum_t p_t ),    p_t = the mean over mel bins of 10^(4 x_t - 4)
+
+    over the valid frames t, x being what the feature extractor makes of log10 of the power: (log10 + 4) / 4. Frames
+    count as loud as they are, so that silence around the voice changes next to nothing. A gain adds the same to every
+    feature (the extractor cuts off 80 dB below the loudest, and what is all but digital silence), and so what is added
+    here is a gain. A level below `FAINTEST_DB`, which is no voice, is taken for that.
+
+    Args:
+        input_features: (B, mel bins, mel frames).
+        attention_mask: (B, mel frames), or a whole number of times as many (samples); `None`: all is valid.
+
+    Returns:
+        As `input_features`, in their dtype; a row without a valid frame as it is.
+    """
+    power = _mel_power(input_features) * _mel_mask(input_features, attention_mask)  # (B, mel frames)
+    total = power.sum(dim=-1)  # (B,)
+    has_signal = total > 0
+    level = power.square().sum(dim=-1) / total.where(has_signal, 1)
+    level_db = 10 * level.clamp(min=10 ** (FAINTEST_DB / 10)).log10()  # (B,)
+    gain_db = (EQUAL_LEVEL_DB - level_db).where(has_signal, 0)
+    return input_features + (gain_db / 40).to(input_features.dtype)[:, None, None]
+
+
+def active_frames(input_features: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The frames of a Whisper encoder in which there is a voice: one of its two mel frames is at most `ACTIVE_DB`
+    fainter than the loudest but 5 % of the valid ones. A gain changes nothing.
+
+    Args:
+        input_features, attention_mask: as of `at_equal_level`.
+
+    Returns:
+        (B, frames) of bool, frames being half as many as mel frames. A row without valid frames, or with values that
+        are no numbers, has none.
+    """
+    valid = _mel_mask(input_features, attention_mask)
+    level_db = (10 * _mel_power(input_features).log10()).masked_fill(~valid, -torch.inf)  # (B, mel frames)
+    loudest_first = level_db.sort(dim=-1, descending=True).values
+    loud_db = loudest_first.gather(-1, valid.sum(dim=-1, keepdim=True) // 20)  # (B, 1)
+    active = valid & (level_db >= loud_db - ACTIVE_DB)
+    return F.max_pool1d(active.float()[:, None], kernel_size=2, ceil_mode=True)[:, 0] > 0
+
+
+def _mel_power(input_features: torch.Tensor) -> torch.Tensor:
+    """(B, mel frames): mean over the mel bins."""
+    return (10 ** (4 * input_features.float() - 4)).mean(dim=1)
+
+
+def _mel_mask(input_features: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, mel frames) of bool, of a mask for mel frames or for samples."""
+    num_rows, _, num_frames = input_features.shape
+    if attention_mask is None:
+        return torch.ones(num_rows, num_frames, dtype=torch.bool, device=input_features.device)
+    rate = attention_mask.shape[-1] // num_frames
+    return attention_mask[:, ::rate][:, :num_frames].bool()
 
 
 def valid_lengths(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_lascl import REDUCTIONS, LaSCLConfig, checked_phrasings, is_folder_name, words_key
 from .encoders_lascl import (
+    active_frames,
+    at_equal_level,
     build_audio_encoder,
     check_window,
     draw,
@@ -418,6 +420,37 @@ def among_own_words(logits: torch.Tensor, label_mask: torch.Tensor | None) -> to
     return logits if label_mask is None else logits.masked_fill(~label_mask, torch.finfo(logits.dtype).min)
 
 
+def mean_of_heads(
+    label_probabilities: torch.Tensor, class_logits: torch.Tensor, classes: Sequence[int | None]
+) -> torch.Tensor:
+    r"""The answer of both heads together (ours; not in the paper).
+
+        p_k = (l_k + m c_k) / 2   of the labels S that the classifier knows,    m = sum of l over S
+        p_k = l_k                 of others
+
+    with l the label head's probabilities and c the classifier's among S. How likely a label of S is at all is left to
+    the label head, which knows of the others: these keep what they have.
+
+    Args:
+        label_probabilities: (B, K), l.
+        class_logits: (B, C) of the classifier.
+        classes: of each label its class, in [0, C), or `None` if the classifier does not know it.
+
+    Returns:
+        (B, K), which sums to 1 as l does. Nothing depends on the order of the labels, to the bit. Where the classifier
+        knows no label: l itself; where it knows one alone: l in value.
+    """
+    known = sorted((place, label) for label, place in enumerate(classes) if place is not None)
+    if not known:
+        return label_probabilities
+    places, labels = map(list, zip(*known))
+    of_classes = class_logits[:, places].to(label_probabilities.dtype).softmax(dim=-1)  # (B, S)
+    of_labels = label_probabilities[:, labels]  # (B, S)
+    answer = label_probabilities.clone()
+    answer[:, labels] = (of_labels + of_labels.sum(dim=-1, keepdim=True) * of_classes) / 2
+    return answer
+
+
 def _what_compares(labels, label_mask, label_anchors) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What compares in eq. 4 (B, B), or (B + K, B + K) with the labels behind the audio, and in eq. 6 (K, K), by the
     rules of `joint_loss` for labels (B,) or shares (B, K); `None` where everything does."""
@@ -775,6 +808,8 @@ class LaSCLModel(LaSCLPreTrainedModel):
             return _full_precision(pooled_audio), None
         inputs, encoder = input_values if input_features is None else input_features, self.audio_encoder
         check_window(encoder, inputs, attention_mask)
+        if self.config.audio_level == "equal":
+            inputs = at_equal_level(inputs, attention_mask)
         groups = [] if with_states else groups_to_encode(encoder, inputs, attention_mask, lengths)
         if self.config.audio_window == "utterance":
             groups = groups or window_groups(encoder, inputs, attention_mask, lengths)
@@ -820,6 +855,9 @@ class LaSCLModel(LaSCLPreTrainedModel):
         numbers, weighted = self.config.audio_layer_numbers, self.layer_weights is not None
         all_layers = weighted or bool(numbers) or with_states
         outputs, mask = encoder_outputs(self.audio_encoder, inputs, attention_mask, all_layers=all_layers, drawn=drawn)
+        if self.config.pooled_frames == "active":
+            active = mask & active_frames(inputs, attention_mask)[:, : mask.shape[-1]]  # (B, T)
+            mask = torch.where(active.any(dim=-1, keepdim=True), active, mask)
         hidden = outputs.hidden_states if weighted or numbers else outputs.last_hidden_state
         if weighted:
             share = self.layer_weights.softmax(dim=0)
@@ -1102,9 +1140,8 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
                 f"{self.config.labels}: only the label head answers. Set prediction_head='label' and give no labels."
             )
         logits = class_logits
-        if self.config.prediction_head == "label":
-            with _without_autocast(embedded.audio_embeds.device.type):
-                logits = embedded.audio_embeds @ embedded.label_embeds.T / self.label_temperature
+        if self.config.prediction_head != "classifier":
+            logits = self._label_logits(embedded, class_logits)
         loss, terms = None, None
         if labels is not None:
             loss, terms = self.joint_loss(
@@ -1129,6 +1166,17 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
         whatever order, else `config.contrastive_temperature`."""
         fitted = self.config.label_temperatures or {}
         return fitted.get(words_key(self.config.labels), self.config.contrastive_temperature)
+
+    def _label_logits(self, embedded: LaSCLOutput, class_logits: torch.Tensor | None) -> torch.Tensor:
+        """(B, K) of the label head, or of both heads: then the logarithm of `mean_of_heads`."""
+        with _without_autocast(embedded.audio_embeds.device.type):
+            logits = embedded.audio_embeds @ embedded.label_embeds.T / self.label_temperature
+            if self.config.prediction_head == "label":
+                return logits
+            if class_logits is None:  # the labels are others now; some of them may be the classifier's
+                class_logits = self._classify(embedded.pooled_audio)
+            both = mean_of_heads(logits.softmax(dim=-1), class_logits, self.config.known_classes)
+            return both.clamp(min=torch.finfo(both.dtype).tiny).log()
 
     def joint_loss(
         self,

@@ -146,7 +146,12 @@ def _probe(sampling_rate: int) -> np.ndarray:
     return (0.2 * harmonics + 0.02 * noise).astype(np.float32)
 
 
-def is_heard(augmentation: str | Callable[[np.ndarray, int], np.ndarray], feature_extractor) -> bool:
+def is_heard(
+    augmentation: str | Callable[[np.ndarray, int], np.ndarray],
+    feature_extractor,
+    *,
+    and_then: Callable[[torch.Tensor], torch.Tensor] = lambda features: features,
+) -> bool:
     """Whether an augmentation changes what a feature extractor gives to a model, found by passing a probe through it:
     as it is and as each of eight draws augments it. Heard is what moves the features by more than 5e-4 of their
     standard deviation (root mean square) in one draw at least: the faintest noise of `AUGMENTATIONS` moves a waveform
@@ -155,14 +160,15 @@ def is_heard(augmentation: str | Callable[[np.ndarray, int], np.ndarray], featur
     Args:
         augmentation: as of `SpeechDataset`; `none` is not heard.
         feature_extractor: of a checkpoint.
+        and_then: what the model does to the features first of all.
     """
     rate = feature_extractor.sampling_rate
     probe, transform = _probe(rate), build_augmentation(augmentation, rate)
     name = feature_extractor.model_input_names[0]
-    clean = extract_features(feature_extractor, [probe])[name]
+    clean = and_then(extract_features(feature_extractor, [probe])[name])
     for draw in range(8):
         view = augment(probe, rate, name=transform, seed=0, epoch=draw, utterance_id="probe")
-        moved = extract_features(feature_extractor, [view])[name] - clean
+        moved = and_then(extract_features(feature_extractor, [view])[name]) - clean
         if moved.square().mean().sqrt() > 5e-4 * clean.std():
             return True
     return False

@@ -41,7 +41,7 @@ def scores_by_corpus(
     Args:
         folds: the rows of each fold.
         labels: all words.
-        head: `label` or `classifier`, the head that `prediction` is from.
+        head: `label`, `classifier` or `both`, what `prediction` is from.
         own: of `lascl.evaluation.predictions.own_words_of`.
 
     Returns:

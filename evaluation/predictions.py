@@ -20,6 +20,7 @@ from lascl.evaluation.metrics import SCORES, expected_calibration_error, score
 
 # The columns of each head: `probability_<label>` is the label head's.
 PROBABILITY = {"label": "probability_", "classifier": "probability_classifier_"}
+HEAD_NAMES = {"label": "the label head", "classifier": "the classifier head", "both": "the mean of both heads"}
 NO_ANSWER = ""  # of a head that knows none of the words among which it had to choose
 
 
@@ -84,7 +85,7 @@ def score_rows(
     Args:
         rows: of a `predictions.csv`, or of `predict_fold`; without `prediction_classifier` there is no `classifier`.
         labels: all classes.
-        prediction_head: `label` or `classifier`, the head that `prediction` is from.
+        prediction_head: `label`, `classifier` or `both`, what `prediction` is from.
         own: of `own_words_of`: probabilities are then those of a corpus's own words among each other.
 
     Returns:
@@ -124,23 +125,44 @@ def counts_of(rows: Sequence[Mapping[str, str]], classes: Sequence[str], column:
 def head_probabilities(
     rows: list[dict[str, str]], labels: list[str], head: str, own: Mapping[str, list[str]] | None = None
 ) -> np.ndarray | None:
-    """(n, K) probabilities of the head `label` or `classifier`; None if a label has no column. Of several corpora an
-    empty cell is 0.
+    """(n, K) probabilities of the head `label` or `classifier`, or of `both`; None if a label has no column. Of several
+    corpora an empty cell is 0.
+
+    Of both, among the words S that the classifier knows it is (l + m c) / 2, with l the label head's probabilities, c
+    the classifier's among S and m the sum of l over S; other words keep their l. So does `mean_of_heads` of the model.
 
     Args:
         own: of `own_words_of`: only the words of a row's corpus count, and sum to 1 (NaN where they have no share).
     """
+    if head == "both":
+        return _of_both_heads(rows, labels, own)
     columns = [f"{PROBABILITY[head]}{label}" for label in labels]
     if any(column not in row for row in rows for column in columns):
         return None
     empty = "0" if "corpus" in rows[0] else ""  # which is no number
-    probabilities = np.array([[float(row[column] or empty) for column in columns] for row in rows])
+    cells = [[row[column] for column in columns] for row in rows]
+    probabilities = np.array([[float(empty if cell == "" else cell) for cell in row] for row in cells])  # (n, K)
     if own is None:
         return probabilities
-    is_own = {corpus: np.isin(labels, words) for corpus, words in own.items()}
-    probabilities = np.where([is_own[row["corpus"]] for row in rows], probabilities, 0)
+    probabilities = np.where(_is_own(rows, labels, own), probabilities, 0)
     sums = probabilities.sum(axis=1, keepdims=True)
     return np.divide(probabilities, sums, out=np.full_like(probabilities, np.nan), where=sums > 0)
+
+
+def _is_own(rows, labels, own) -> np.ndarray:
+    """(n, K) of bool: which words the corpus of each row annotates."""
+    by_corpus = {corpus: np.isin(labels, words) for corpus, words in own.items()}
+    return np.array([by_corpus[row["corpus"]] for row in rows])
+
+
+def _of_both_heads(rows, labels, own) -> np.ndarray | None:
+    of_labels, of_classes = (head_probabilities(rows, labels, head, own) for head in ("label", "classifier"))
+    if of_labels is None or of_classes is None:
+        return of_labels
+    known = np.array([[row[f"{PROBABILITY['classifier']}{label}"] != "" for label in labels] for row in rows])
+    known = known if own is None else known & _is_own(rows, labels, own)  # (n, K)
+    share = np.where(known, of_labels, 0).sum(axis=1, keepdims=True)  # (n, 1)
+    return np.where(known, (of_labels + share * of_classes) / 2, of_labels)
 
 
 def _calibration(rows, labels, head, own) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from lascl.evaluation.metrics import SCORES, calibration_bins, sample_std
-from lascl.evaluation.predictions import own_words_of, read_predictions
+from lascl.evaluation.predictions import HEAD_NAMES, own_words_of, read_predictions
 from lascl.evaluation.results import interval_of, per_cent, summarise_run, with_interval
 
 
@@ -236,4 +236,4 @@ def latex_row(run: Run, *, intervals: bool = False) -> str:
         spread += "; transductive: unlabelled audio of the tested side was used"
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     name = " ".join(run.name.split()).translate(str.maketrans({**special, **{c: f"\\{c}" for c in "&%$#_{}"}}))
-    return f"% run & WA & UA & macro-F1, per cent; {spread}; {head} head\n{name} & {' & '.join(cells)} \\\\"
+    return f"% run & WA & UA & macro-F1, per cent; {spread}; {HEAD_NAMES[head]}\n{name} & {' & '.join(cells)} \\\\"

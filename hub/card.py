@@ -46,7 +46,8 @@ SETTINGS = (
     *("encoder_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
     *("label_anchors", "label_template", "phrasings", "target_smoothing"),
-    *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "standardise_audio", "text_pooling"),
+    *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "audio_level"),
+    *("pooled_frames", "standardise_audio", "text_pooling"),
     *("freeze_feature_encoder", "freeze_audio_encoder", "pooled_dropout", "prediction_head"),
     *("max_duration_s", "bf16", "fp16", "seed"),
 )

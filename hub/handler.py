@@ -162,7 +162,7 @@ class EndpointHandler:
             return self.model
         if not 2 <= len(words) <= MAX_LABELS:
             raise ValueError(f"labels must be 2 to {MAX_LABELS} different words; found {len(words)}.")
-        if self.model.config.prediction_head != "label":
+        if self.model.config.prediction_head == "classifier":
             raise ValueError("This model predicts with its classifier, whose labels cannot change: leave out labels.")
         backbone = self.model.lascl
         tensors = itertools.chain(self.model.parameters(), self.model.buffers())

@@ -379,8 +379,8 @@ def _save_checked_graphs(
 
 
 def save_labels(recogniser: Recogniser, path: str | Path):
-    """Writes what an exported model is given for its labels: `labels`, K words, and, unless the checkpoint predicts
-    with its classifier, `label_embeds` (K, D) float32 of unit length. New words for an export:
+    """Writes what an exported model is given for its labels: `labels`, K words, and, if the checkpoint predicts
+    with its label head, `label_embeds` (K, D) float32 of unit length. New words for an export:
 
         save_labels(Recogniser.load(model, labels=["furious", "weary"]), "out/labels.npz")
 
@@ -435,8 +435,7 @@ def _describe(
 ) -> dict:
     """The contents of `lascl_onnx.json`."""
     config, longest_s = recogniser.model.config, recogniser.max_duration_s
-    with_labels = config.prediction_head == "label"
-    name = config._name_or_path
+    with_labels, name = config.prediction_head == "label", config._name_or_path
     inputs = {
         "input_values": ["float32", ["batch", "samples"], "mono audio, nominally in [-1, 1], padded at the end"],
         "lengths": ["int64", ["batch"], "how many samples of each row are signal"],
@@ -447,7 +446,8 @@ def _describe(
             ["labels", config.projection_dim],
             f"unit-length embeddings of the label words, any number: those of {LABELS} or others of this checkpoint",
         ]
-    logits = f"of the {config.prediction_head} head, a column a label; their softmax is a probability"
+    heads = {"both": "both heads"}.get(config.prediction_head, f"the {config.prediction_head} head")
+    logits = f"of {heads}, a column a label; their softmax is a probability"
     outputs = {
         "logits": ["float32", ["batch", "labels" if with_labels else len(config.labels)], logits],
         "audio_embeds": ["float32", ["batch", config.projection_dim], "unit-length embeddings of the utterances"],
@@ -491,7 +491,7 @@ def _readme(about: dict) -> str:
     with_labels = about["prediction_head"] == "label"
     label_embeds = 'inputs["label_embeds"] = labels["label_embeds"]\n' if with_labels else ""
     limit = f", at most {about['max_duration_s']:g} s" if about["max_duration_s"] else ""
-    words, int8 = "The answer is the classifier's: the labels cannot change.", ""
+    words, int8 = "The answer is the classifier's, alone or in part: the labels cannot change.", ""
     if "int8_max_probability_difference" in about["check"]:
         int8 = f"""
 `{INT8}` is the same with weights of 8 bits, and less exact: on the same audio it was up to

@@ -22,7 +22,7 @@ from lascl import LaSCLConfig, LaSCLForAudioClassification
 from lascl.data.features import extract_features
 from lascl.encoders_lascl import samples_of_one_frame
 from lascl.inference.checkpoints import checkpoint_of
-from lascl.modeling_lascl import not_standardised
+from lascl.modeling_lascl import mean_of_heads, not_standardised
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -216,7 +216,7 @@ class Recogniser:
     def _answers_of(self, outputs) -> tuple[np.ndarray, np.ndarray]:
         """(B, K) probabilities and (B, D) embeddings."""
         embeds = outputs.audio_embeds.cpu()  # (B, D)
-        if self.model.config.prediction_head == "label":
+        if self.model.config.prediction_head != "classifier":
             # Again, label by label: a kernel over all of them sums in an order that depends on where a label stands.
             label_embeds = self.model.get_label_embeddings().cpu().double()  # (K, D)
             cosines = [(embeds.double() * label).sum(dim=-1) for label in label_embeds]  # K times (B,)
@@ -226,6 +226,11 @@ class Recogniser:
         highest = torch.stack(logits).amax(dim=0)  # (B,)
         odds = torch.stack([(logit - highest).exp() for logit in logits], dim=-1)  # (B, K)
         probabilities = odds / odds.sort(dim=-1).values.sum(dim=-1, keepdim=True)  # sorted: whatever the labels' order
+        if self.model.config.prediction_head == "both":
+            class_logits = outputs.class_logits  # none of other labels than the classifier's, of which it may know some
+            if class_logits is None:
+                class_logits = self.model._classify(outputs.pooled_audio)
+            probabilities = mean_of_heads(probabilities, class_logits.cpu().double(), self.model.config.known_classes)
         return probabilities.float().numpy(), embeds.numpy()
 
 

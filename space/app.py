@@ -203,7 +203,7 @@ _embedding = threading.Lock()  # a tokenizer cannot be used by two threads at on
 
 def load_words(recogniser: Recogniser) -> tuple | None:
     """Text encoder and tokenizer for other words, loaded once; `None` if the model cannot answer them."""
-    if recogniser.model.config.prediction_head != "label":
+    if recogniser.model.config.prediction_head == "classifier":
         return None
     try:
         return load_text_encoder(*recogniser.model.lascl._find_text_encoder())

@@ -34,7 +34,7 @@ FEATURE_FIELDS = (
     *CORPUS_FIELDS,
     *("num_folds", "protocol", "validation", "split_seed", "folds", "max_duration_s"),
     *("audio_encoder", "audio_encoder_revision", "init_from", "init_from_revision"),
-    *("audio_layers", "audio_pooling", "audio_window", "standardise_audio"),
+    *("audio_layers", "audio_pooling", "audio_window", "audio_level", "pooled_frames", "standardise_audio"),
 )
 
 

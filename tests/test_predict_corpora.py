@@ -25,7 +25,7 @@ def checkpoint_of(folder, audio_encoders, text_encoder, words, **config):
     return folder
 
 
-@pytest.fixture(scope="module", params=["label", "classifier"])
+@pytest.fixture(scope="module", params=["label", "classifier", "both"])
 def trained_on_left(request, audio_encoders, text_encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("left")
     return checkpoint_of(folder, audio_encoders, text_encoder, OWN["left"], prediction_head=request.param)
@@ -57,6 +57,18 @@ def probabilities_of(checkpoint, table, row):
     return head, dict(zip(WORDS, by_label.tolist())), dict(zip(classified, by_classifier.tolist()))
 
 
+def both_heads(by_label, by_classifier, own):
+    """Of a row's own words, word by word: half of each head where the classifier knows the word."""
+    of_labels, known = sum(by_label[word] for word in own), [word for word in own if word in by_classifier]
+    of_classes, share = sum(by_classifier[word] for word in known), sum(by_label[word] for word in known)
+    return {
+        word: (by_label[word] + share * by_classifier[word] / of_classes) / 2 / of_labels
+        if word in known
+        else by_label[word] / of_labels
+        for word in own
+    }
+
+
 def test_every_word_has_a_column_and_answers_are_among_the_corpus_s_own(trained_on_left, two_corpora, tmp_path):
     before = {path.name: path.read_bytes() for path in trained_on_left.iterdir() if path.is_file()}
     fold = Fold(1, list(range(0, 15)), list(range(13, len(two_corpora))))  # of both corpora
@@ -78,6 +90,8 @@ def test_every_word_has_a_column_and_answers_are_among_the_corpus_s_own(trained_
             assert cell == "" if word == "rage" else float(cell) == pytest.approx(by_classifier[word], abs=1e-5)
         own = OWN[row["corpus"]]
         chosen = {"label": max(own, key=by_label.get), "classifier": max(set(own) - {"rage"}, key=by_classifier.get)}
+        both = both_heads(by_label, by_classifier, own)
+        chosen["both"] = max(own, key=both.get)
         assert row["prediction"] == chosen[head] and row["prediction_classifier"] == chosen["classifier"]
         foreign += max(by_label, key=by_label.get) not in own
     assert foreign, "no utterance is answered otherwise among its own words: this test shows nothing"

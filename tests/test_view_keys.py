@@ -97,6 +97,7 @@ UNTRIED = {
     "on_bad_audio": "leaves utterances out, as labels does",
     "allow_partial": "refuses a corpus or takes it as it is",
     "audio_window": "of Whisper alone: see tests/test_audio_window.py",
+    **dict.fromkeys(("audio_level", "pooled_frames"), "of Whisper alone: see tests/test_audio_level.py"),
     "audio_encoder_revision": "other weights, as audio_encoder",
     "init_from": "other weights and another configuration, as audio_encoder and audio_layers",
     "init_from_revision": "as init_from",

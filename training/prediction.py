@@ -19,7 +19,7 @@ from transformers import AutoFeatureExtractor
 
 from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.data.words import corpus_of_rows, own_words
-from lascl.evaluation.predictions import PROBABILITY
+from lascl.evaluation.predictions import PROBABILITY, head_probabilities
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.pooled import collate_pooled
 
@@ -48,7 +48,7 @@ def predict_fold(
 
     Returns:
         The evidence and the geometry. One row an utterance: `id`, `speaker`, of several corpora `corpus`, `reference`,
-        `prediction` (the model's head), `prediction_classifier`, `probability_<label>` (label head) and
+        `prediction` (the model's head, or `both`), `prediction_classifier`, `probability_<label>` (label head) and
         `probability_classifier_<label>`; of a model that answers other words than its classifier's, without the
         classifier's columns. Of several corpora there is a column for each of their words, and what the classifier was
         not trained on has an empty cell there; so has its prediction where it knows none of a corpus's words. And the
@@ -69,7 +69,7 @@ def predict_fold(
     collate = SpeechCollator(extractor) if pooled is None else collate_pooled
     loader = DataLoader(dataset if pooled is None else pooled, batch_size=batch_size, collate_fn=collate)
     classified = model.config.labels if model.config.classifier_labels is None else []
-    names, owned = dataset.label_names, own_words(corpus)
+    names, owned, head = dataset.label_names, own_words(corpus), model.config.prediction_head
     if owned is None:
         _check_words(names, corpus.select(fold.test)["label"][:], model.config.labels)
     elif names != model.config.labels:
@@ -90,8 +90,11 @@ def predict_fold(
         for number, reference in enumerate(references):
             corpus_name = corpora[rows[len(predicted)]] if corpora else None
             of_heads = {name: (head_words[name], head[number]) for name, head in heads.items()}
-            cells = _answers(of_heads, words, model.config.prediction_head, owned and owned[corpus_name])
+            cells = _answers(of_heads, words, head, owned and owned[corpus_name])
             predicted.append({**({"corpus": corpus_name} if corpora else {}), "reference": names[reference], **cells})
+    if head == "both" and predicted:
+        for row, both in zip(predicted, head_probabilities(predicted, words, head, owned)):
+            row["prediction"] = words[int(both.argmax())]
     speakers = corpus["speaker"][:]
     keyed = [
         (row, {"id": id, "speaker": speakers[row], **values}, embedding)
@@ -126,11 +129,11 @@ def _answers(
     Args:
         heads: of each head its words and their probabilities (K,).
         words: those that have a column.
-        prediction_head: whose answer is the model's.
+        prediction_head: whose answer is the model's; that of `both` is not known here.
         own: the words among which an answer is chosen; `None`: all.
     """
     chosen = {name: _likeliest(known, probabilities, own) for name, (known, probabilities) in heads.items()}
-    cells = {"prediction": chosen[prediction_head]}
+    cells = {"prediction": chosen.get(prediction_head, "")}
     if "classifier" in heads:
         cells["prediction_classifier"] = chosen["classifier"]
     for name, (known, probabilities) in heads.items():

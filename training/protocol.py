@@ -9,6 +9,7 @@ from lascl.data import Fold
 from lascl.data.corpora import equal_recordings, said_of_equal_recordings
 from lascl.data.folds import Column, shared_speakers, train_hashes
 from lascl.data.words import corpus_of_rows, own_words
+from lascl.evaluation.predictions import HEAD_NAMES
 from lascl.training.pooled import FEWEST_OF_A_SPEAKER
 from lascl.training.recipe import Recipe
 from lascl.training.run_directory import write_json
@@ -65,8 +66,8 @@ def _notes(recipe: Recipe, folds: list[Fold], shared: bool, num_skipped: int) ->
         sides = "Each corpus is tested by a model that no utterance, word or score of it made or chose"
     named = f"Corp{'us' if recipe.corpora is None else 'ora'}: {recipe.corpus_title}"
     notes = [
-        f"{named}{caveat}. {sides}; {selection}; {validation}. Scores are of the {recipe.prediction_head} head unless "
-        "marked."
+        f"{named}{caveat}. {sides}; {selection}; {validation}. Scores are of {HEAD_NAMES[recipe.prediction_head]} "
+        "unless marked."
     ]
     if recipe.init_from and is_run(recipe.init_from):
         notes.append(

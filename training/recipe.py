@@ -67,6 +67,8 @@ WHEN_ABSENT = {
     "split_seed": lambda old: old.get("seed", 42),
     "contrastive_reduction": "mean",
     "audio_window": "fixed",
+    "audio_level": "recorded",
+    "pooled_frames": "valid",
     "pooled_dropout": 0.0,
     "augmentation_seed": lambda old: old.get("seed", 42),
     "corpora": None,
@@ -84,7 +86,8 @@ CORPUS_FIELDS = ("corpora", "corpus", "data_dir", "labels", "allow_partial", "on
 ONE_CORPUS = ("corpus", "labels", "corpus_options")
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
 FIXED_BY_WEIGHTS = (
-    *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "standardise_audio", "text_pooling"),
+    *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "audio_level"),
+    *("pooled_frames", "standardise_audio", "text_pooling"),
 )
 # Fields that cannot change what a fold learns (but for rounding and which random numbers are drawn, as the number of
 # processes does): a run may be continued with other values.
@@ -245,6 +248,12 @@ class Recipe(Publishing):
     audio_window: str = HfArg(
         default="fixed", help="what Whisper hears: fixed, its whole window, or utterance, no more than lasts"
     )
+    audio_level: str = HfArg(
+        default="recorded", help="how loud Whisper hears: recorded, or equal, all utterances equally loud"
+    )
+    pooled_frames: str = HfArg(
+        default="valid", help="which frames of Whisper's are pooled: valid, or active, those with a voice"
+    )
     standardise_audio: str = HfArg(
         default="none",
         help="centre and scale the pooled audio by the statistics of: none, training (utterances), or, of a frozen "
@@ -269,7 +278,7 @@ class Recipe(Publishing):
         default=0.0, help="share of each label, or of votes, that is spread over its corpus's words in training"
     )
     label_anchors: bool = HfArg(default=True, help="label embeddings take part in eq. 4")
-    prediction_head: str = HfArg(default="label", help="label or classifier")
+    prediction_head: str = HfArg(default="label", help="label, classifier, or both: their mean")
     lora_rank: int = HfArg(
         default=0, help="fine-tune the audio encoder by LoRA of this rank (needs peft); 0 trains all its weights"
     )

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import datasets
@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from lascl.data import SAMPLING_RATE, UtteranceBatchSampler
 from lascl.data.dataset import is_heard, targets_of
-from lascl.encoders_lascl import WHISPER_FRAMES_PER_S, valid_lengths
+from lascl.encoders_lascl import WHISPER_FRAMES_PER_S, at_equal_level, valid_lengths
 from lascl.evaluation import score
 from lascl.evaluation.votes import most_voted
 from lascl.modeling_lascl import among_own_words, check_own_words
@@ -140,11 +140,16 @@ class LaSCLTrainer(Trainer):
         """Says so where the augmentation cannot change what the model hears (`lascl.data.dataset.is_heard`)."""
         speech, extractor = getattr(self.train_dataset, "speech", self.train_dataset), self.processing_class
         name = getattr(speech, "augmentation_name", "none")
-        hears = extractor is None or name == "none" or self.train_dataset.num_views == 1 or is_heard(name, extractor)
+        config, level = self.accelerator.unwrap_model(self.model).config, {}
+        if config.audio_level == "equal":
+            level = {"and_then": partial(at_equal_level, attention_mask=None)}
+        hears = extractor is None or name == "none" or self.train_dataset.num_views == 1
+        hears = hears or is_heard(name, extractor, **level)
         if not hears and self.is_world_process_zero():
+            taken_by = "audio_level equal" if level else f"its {type(extractor).__name__}"
             logger.warning(
-                f"The augmentation {getattr(name, '__name__', name)} changes nothing that this model hears, since its "
-                f"{type(extractor).__name__} takes it back: choose another augmentation, or none, which is cheaper."
+                f"The augmentation {getattr(name, '__name__', name)} changes nothing that this model hears, since "
+                f"{taken_by} takes it back: choose another augmentation, or none, which is cheaper."
             )
 
     def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
