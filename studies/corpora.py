@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lascl.evaluation.corpora import scores_by_corpus
 from lascl.evaluation.intervals import speaker_standard_error
 from lascl.evaluation.metrics import SCORES, sample_std, scores_from_counts
-from lascl.evaluation.predictions import counts_of
+from lascl.evaluation.predictions import NO_ANSWER, counts_of, head_probabilities, own_words_of
 from lascl.evaluation.report_data import parsed_file
 from lascl.evaluation.results import per_cent, read_run
 
@@ -31,7 +32,8 @@ def summarise_corpora(
         floors: by the name of each, the variants that it is the floor of.
 
     Returns:
-        A row each: `name`; `transductive`; `corpora`, by name the `mean` and `std` (n - 1; 0 for one) over seeds;
+        A row each, and another, `<name>, label head`, of a variant that answers with both heads: `name`;
+        `transductive`; `corpora`, by name the `mean` and `std` (n - 1; 0 for one) over seeds;
         `mean`, None of one corpus, of the mean over corpora the same and `se`, the mean over seeds of its standard
         error over speakers (`lascl.evaluation.corpora.scores_by_corpus`), None where a corpus has none; `unseen`, the
         mean over corpora that have words which were never trained of the UA over these, None if none has; and `words`,
@@ -45,23 +47,48 @@ def summarise_corpora(
     rows = []
     for name, found in of_runs.items():
         alone = None if "corpora" in found[0] else _only_corpus(runs[name][0])
-        by_corpus = [{alone: results["pooled"]} if alone else results["corpora"] for results in found]
-        means = [] if alone else [results["mean_over_corpora"] for results in found]
-        unseen = [mean["unseen_words"]["ua"] for mean in means if "unseen_words" in mean]
-        rows.append(
-            {
-                "name": name,
-                "transductive": bool(found[0].get("transductive")),
-                "corpora": {
-                    corpus: over_seeds([scores[corpus]["ua"] for scores in by_corpus]) for corpus in by_corpus[0]
-                },
-                "mean": _mean_over_corpora(means) if means else None,
-                "unseen": over_seeds(unseen) if unseen else None,
-                "words": _unseen_words(by_corpus),
-                "over_floor": difference_over_corpora(runs[floor_of[name]], runs[name]) if name in floor_of else None,
-            }
-        )
+        floor = _folds(runs[floor_of[name]]) if name in floor_of else None
+        over_floor = floor and difference_over_corpora(floor, _folds(runs[name]))
+        rows.append(_row(name, found, alone, over_floor))
+        if not alone and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both":
+            seeds = [_by_label_head(*one) for one in zip(_folds(runs[name]), runs[name], found)]
+            of_label, answered = map(list, zip(*seeds))
+            over_floor = floor and difference_over_corpora(floor, answered)
+            rows.append(_row(f"{name}, label head", of_label, None, over_floor))
     return rows
+
+
+def _folds(seeds: list[Path]) -> list[dict[int, list[dict]]]:
+    """Of each seed's run the rows of each fold."""
+    return [read_run(run) for run in seeds]
+
+
+def _row(name: str, found: list[dict], alone: str | None, over_floor: dict | None) -> dict:
+    """Of the results of each seed; `alone` is the name of the only corpus."""
+    by_corpus = [{alone: results["pooled"]} if alone else results["corpora"] for results in found]
+    means = [] if alone else [results["mean_over_corpora"] for results in found]
+    unseen = [mean["unseen_words"]["ua"] for mean in means if "unseen_words" in mean]
+    return {
+        "name": name,
+        "transductive": bool(found[0].get("transductive")),
+        "corpora": {corpus: over_seeds([scores[corpus]["ua"] for scores in by_corpus]) for corpus in by_corpus[0]},
+        "mean": _mean_over_corpora(means) if means else None,
+        "unseen": over_seeds(unseen) if unseen else None,
+        "words": _unseen_words(by_corpus),
+        "over_floor": over_floor,
+    }
+
+
+def _by_label_head(folds: dict[int, list[dict]], run: Path, results: dict) -> tuple[dict, dict[int, list[dict]]]:
+    """What a run that answers with both heads scores by its label head alone, and the rows of its folds so answered."""
+    labels = [label for label in results["pooled"]["labels"] if label != NO_ANSWER]
+    own = own_words_of([row for rows in folds.values() for row in rows], parsed_file(run / "protocol.json"))
+    answered = {}
+    for number, rows in folds.items():
+        best = head_probabilities(rows, labels, "label", own).argmax(axis=1)
+        answered[number] = [{**row, "prediction": labels[k]} for row, k in zip(rows, best)]
+    told = {"transductive": results.get("transductive")}
+    return {**told, **scores_by_corpus(answered, labels, "label", own)}, answered
 
 
 def _only_corpus(run: Path) -> str:
@@ -78,15 +105,18 @@ def _mean_over_corpora(means: list[dict]) -> dict:
     }
 
 
-def difference_over_corpora(runs_a: list[Path], runs_b: list[Path]) -> dict:
+def difference_over_corpora(seeds_a: list[dict[int, list[dict]]], seeds_b: list[dict[int, list[dict]]]) -> dict:
     """UA of B less that of A, each the mean over its seeds, as the mean over corpora; `se` is its standard error,
     sqrt(sum of se_c^2) / C. Paired: a resample of a corpus's speakers has the same for both, so what is hard for both
     cancels out. None where the difference is the same whichever speakers are drawn, or there is one.
 
+    Args:
+        seeds_a, seeds_b: of each seed the rows of each fold, as `read_run` has them.
+
     Returns:
         `difference`, `se` and `by_corpus`, the differences.
     """
-    tested = [[[row for fold in read_run(run).values() for row in fold] for run in runs] for runs in (runs_a, runs_b)]
+    tested = [[[row for rows in folds.values() for row in rows] for folds in seeds] for seeds in (seeds_a, seeds_b)]
     differences, errors = {}, []
     for corpus in sorted({row["corpus"] for row in tested[0][0]}):
         sides = [[[row for row in rows if row["corpus"] == corpus] for rows in seeds] for seeds in tested]

@@ -13,6 +13,7 @@ from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus, train
 from lascl.data import read_audio
+from lascl.evaluation.results import read_run, summarise_run
 from lascl.studies.corpora import corpora_table, difference_over_corpora, summarise_corpora
 from lascl.studies.floors import floor_runs
 from lascl.studies.plan import PlannedRun, Study
@@ -199,6 +200,29 @@ def test_a_model_of_one_corpus_stands_beside_that_of_several(tmp_path):
     assert summarise_corpora({"EmoDB alone": [tmp_path / "EmoDB alone"]}) is None
 
 
+def test_what_answers_with_both_heads_is_told_by_its_label_head_too(tmp_path):
+    """Two corpora of two utterances; of the second the classifier knows no word but joy, and turns one answer."""
+    header = "id,speaker,corpus,reference,prediction,prediction_classifier,"
+    words = ("calm", "joy", "rage")
+    header += ",".join(f"{head}{word}" for head in ("probability_", "probability_classifier_") for word in words)
+    lines = [
+        "x/1,x/s,x,joy,joy,joy,0.3,0.6,0.1,,0.7,0.3",
+        "x/2,x/t,x,rage,rage,rage,0.1,0.5,0.4,,0.1,0.9",
+        "y/1,y/s,y,calm,calm,joy,0.6,0.3,0.1,,0.9,0.1",
+        "y/2,y/t,y,joy,joy,joy,0.3,0.6,0.1,,0.9,0.1",
+    ]
+    (tmp_path / "fold-1").mkdir()
+    (tmp_path / "fold-1" / "predictions.csv").write_text("\n".join([header, *lines]) + "\n")
+    (tmp_path / "recipe.yaml").write_text("prediction_head: both\n")
+    (tmp_path / "protocol.json").write_text(json.dumps({"own_words": {"x": ["joy", "rage"], "y": ["calm", "joy"]}}))
+    (tmp_path / "results.json").write_text(json.dumps(summarise_run(tmp_path, list(words))))
+    rows = summarise_corpora({"ours": [tmp_path]})
+    assert [row["name"] for row in rows] == ["ours", "ours, label head"]
+    by_corpus = [{corpus: told["mean"] for corpus, told in row["corpora"].items()} for row in rows]
+    assert by_corpus == [{"x": 1.0, "y": 1.0}, {"x": 0.5, "y": 1.0}]  # alone, the label head takes x/2 for joy
+    assert [row["mean"]["mean"] for row in rows] == [1.0, 0.75]
+
+
 def test_the_error_of_a_difference_is_over_speakers_of_each_corpus(tmp_path):
     """Against every resample of two speakers, written out: with S = 2 a speaker is drawn twice, once or never, and the
     bootstrap's deviation is widened by sqrt(S / (S - 1))."""
@@ -210,7 +234,7 @@ def test_the_error_of_a_difference_is_over_speakers_of_each_corpus(tmp_path):
             for number, right in enumerate(answers)
         ]
         (tmp_path / name / "fold-1" / "predictions.csv").write_text(rows + "\n".join(lines) + "\n")
-    found = difference_over_corpora([tmp_path / "A"], [tmp_path / "B"])
+    found = difference_over_corpora([read_run(tmp_path / "A")], [read_run(tmp_path / "B")])
     # Corpus x: speaker s gains 2 of 2, t 0 of 2; corpus y: s gains 1 of 2, t 0 of 2.
     assert found["by_corpus"] == {"x": 0.5, "y": 0.25}
     assert found["difference"] == 0.375
