@@ -363,12 +363,6 @@ class LaSCLConfig(PretrainedConfig):
             )
         if "{label}" not in self.label_template:
             raise ValueError(f"label_template must contain {{label}}; found {self.label_template!r}.")
-        for field, default in (("audio_level", "recorded"), ("pooled_frames", "valid")):
-            if getattr(self, field) != default and self.audio_config.model_type != "whisper":
-                raise ValueError(
-                    f"{field} {getattr(self, field)} is for Whisper; this audio encoder is of the type "
-                    f"{self.audio_config.model_type!r}. Set {field} to {default}."
-                )
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1; found {self.projection_dim}.")
         if not 0 <= self.pooled_dropout < 1:

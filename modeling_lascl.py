@@ -671,6 +671,13 @@ class LaSCLModel(LaSCLPreTrainedModel):
         highest, available = max(config.audio_layer_numbers, default=0), config.audio_config.num_hidden_layers
         if highest > available:
             raise ValueError(f"audio_layers asks for layer {highest}, but this audio encoder has {available}.")
+        for field, default in (("audio_level", "recorded"), ("pooled_frames", "valid")):
+            family = config.audio_config.model_type
+            if getattr(config, field) != default and family != "whisper":
+                raise ValueError(
+                    f"{field} {getattr(config, field)} is for Whisper; this audio encoder is of the type {family!r}. "
+                    f"Set {field} to {default}."
+                )
         self.audio_encoder = build_audio_encoder(config.audio_config)
         d_a, d_t = config.pooled_size, config.text_config.hidden_size
         self.audio_projection = LaSCLProjection(d_a, config.projection_dim)

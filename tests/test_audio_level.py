@@ -92,6 +92,12 @@ def test_the_gain_of_a_recording_changes_no_answer(checkpoints):
     assert spread["equal"] < 1e-4 < 1e-3 < spread["recorded"], spread
 
 
+@pytest.mark.parametrize("field, value", [("audio_level", "equal"), ("pooled_frames", "active")])
+def test_other_encoders_refuse_both(field, value, audio_encoders, text_encoder):
+    with pytest.raises(ValueError, match=f"^{field} {value} is for Whisper; this audio encoder is of the type 'wavlm'"):
+        LaSCLForAudioClassification.from_encoders(audio_encoders["wavlm-layer"], text_encoder, LABELS, **{field: value})
+
+
 def test_what_is_beside_a_row_changes_nothing_and_is_refused_alone(checkpoints):
     model = LaSCLForAudioClassification.from_pretrained(checkpoints["equal"]).eval()
     utterances = [0.1 * recording(2, 0.9), 3 * recording(3, 1.7)]

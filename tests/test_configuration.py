@@ -18,8 +18,7 @@ from lascl import modeling_lascl as modeling
 
 AUDIO = {"model_type": "hubert", "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 TEXT = {"model_type": "bert", "hidden_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
-# Every field of LaSCL's own at a value that is not its default; but for what Whisper alone may have:
-# see tests/test_audio_level.py.
+# Every field of LaSCL's own at a value that is not its default.
 OTHER_VALUES = {
     "audio_config": AUDIO,
     "text_config": TEXT,
@@ -30,6 +29,8 @@ OTHER_VALUES = {
     "audio_layers": "1,3",
     "audio_pooling": "max",
     "audio_window": "utterance",
+    "audio_level": "equal",
+    "pooled_frames": "active",
     "label_phrasings": {"calm": ["at ease", "calm"], "weary": ["tired"]},
     "standardise_audio": "corpus",
     "pooled_dropout": 0.3,
@@ -70,7 +71,6 @@ def labelled(*labels):
         ("audio_pooling", "sum", "audio_pooling must be one of mean, max, mean_std; found 'sum'"),
         ("audio_window", "whole", "audio_window must be one of fixed, utterance; found 'whole'"),
         ("audio_level", "loud", "audio_level must be one of recorded, equal; found 'loud'"),
-        ("audio_level", "equal", "audio_level equal is for Whisper; this audio encoder is of the type 'wav2vec2'"),
         (
             "pooled_frames",
             "active",
@@ -195,7 +195,7 @@ def test_label2id_alone_names_the_labels():
 
 
 def test_the_values_of_these_tests_are_none_of_the_defaults():
-    assert set(OTHER_VALUES) == set(DEFAULTS) - {"audio_level", "pooled_frames"}
+    assert set(OTHER_VALUES) == set(DEFAULTS)
     assert not [name for name, value in OTHER_VALUES.items() if DEFAULTS[name] == value]
 
 
