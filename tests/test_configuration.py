@@ -71,11 +71,7 @@ def labelled(*labels):
         ("audio_pooling", "sum", "audio_pooling must be one of mean, max, mean_std; found 'sum'"),
         ("audio_window", "whole", "audio_window must be one of fixed, utterance; found 'whole'"),
         ("audio_level", "loud", "audio_level must be one of recorded, equal; found 'loud'"),
-        (
-            "pooled_frames",
-            "active",
-            "pooled_frames active is for Whisper; this audio encoder",
-        ),
+        ("pooled_frames", "voiced", "pooled_frames must be one of valid, active; found 'voiced'"),
         ("pooled_dropout", 1.0, "pooled_dropout must lie in [0, 1); found 1.0"),
         ("pooled_dropout", -0.1, "pooled_dropout must lie in [0, 1); found -0.1"),
         ("pooled_dropout", float("nan"), "pooled_dropout must lie in [0, 1); found nan"),
