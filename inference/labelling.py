@@ -419,7 +419,8 @@ def report(model: Recogniser, options: argparse.Namespace, failures: dict[str, s
     if notes["long"]:
         say(
             f"{notes['long']} {what} are longer than {model.heard_at_once_s:g} s: heard in {notes['windows']} windows "
-            f"of {model.window_s:g} s, whose probabilities are averaged. --window tells what is where."
+            f"of {model.window_s:g} s, whose probabilities are averaged."
+            f"{'' if of_segments else ' --window tells what is where.'}"
         )
     if notes["without label"]:
         say(f"{notes['without label']} of {notes['rows']} rows have no label: no probability is {options.abstain:g}.")

@@ -291,6 +291,22 @@ def test_large_manifest(load, tmp_path, emodb_like):
     assert 0 < found["starts"]["first"]["s_before_model"] < found["starts"]["first"]["s_until_first_step"]
 
 
+def test_thousand_utterances(load, tmp_path, audio_encoders, text_encoder, emodb_like, monkeypatch):
+    views = {"one": ("--augmentation", "none"), "nine": ("--augmentation", "gain")}
+    briefly = {name: (*options, "--num_train_epochs", "1") for name, options in views.items()}
+    module = load("thousand_utterances", UTTERANCES=40, VIEWS=briefly)
+    here = in_this_process(monkeypatch)
+    monkeypatch.setattr(module, "run_apart", lambda file, *arguments, **caches: here(file, *arguments))
+    encoders = ["--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder, "--audio_layers", "1,2"]
+    module.main(["--audio", str(emodb_like), *encoders])
+    found = checked_table(tmp_path, "thousand_utterances", 3)
+    assert found["title"].startswith("40 utterances of 0.5 s on average under a frozen ")
+    assert [row["views"] for row in found["rows"]] == ["40", "360", "40"]
+    one, nine, labelling = found["measured"]
+    assert one["bytes"] == 40 * 2 * 16 * 4 + 128 and nine["bytes"] == 9 * one["bytes"]
+    assert 0 < one["encoding_s"] < one["s"] and labelling["s"] > 0
+
+
 def test_a_process_that_fails_says_why(load):
     measuring = load("measuring")
     with pytest.raises(SystemExit, match="(?s)failed:.*no such luck"):

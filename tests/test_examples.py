@@ -112,6 +112,22 @@ def test_a_timeline_of_a_call(ran, checkpoint, tmp_path):
     assert (tmp_path / "timeline.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_a_line_a_speaker_of_a_call(ran, checkpoint, tmp_path):
+    call = noise(tmp_path / "call.wav", 3.2)
+    turns = [(0.5, 1.25, "bob"), (0.0, 0.75, "ann"), (2.0, 1.0, "ann")]
+    lines = [f"SPEAKER call 1 {start} {length} <NA> <NA> {who} <NA> <NA>\n" for start, length, who in turns]
+    (tmp_path / "call.rttm").write_text("".join(lines))
+    said = ran("call_timeline.py", checkpoint, call, tmp_path / "timeline.png", tmp_path / "call.rttm")
+    rows = [line.split() for line in said.splitlines()]
+    assert [(row[0], row[2], row[5]) for row in rows] == [
+        ("0.0", "0.8", "ann"),
+        ("0.5", "1.8", "bob"),
+        ("2.0", "3.0", "ann"),
+    ]
+    assert all(row[4] in LABELS for row in rows)
+    assert (tmp_path / "timeline.png").read_bytes()[1:4] == b"PNG"
+
+
 def test_a_microphone(ran, checkpoint, monkeypatch, capsys):
     """A stand-in for sounddevice: three seconds of noise, and then Control-C."""
     left = list(0.1 * np.random.default_rng(0).standard_normal((12, 4000, 1)).astype(np.float32))

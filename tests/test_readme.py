@@ -185,6 +185,22 @@ def test_segments_of_a_call(replaced, capsys):
     assert printed.split()[-1] == "?"
 
 
+def test_turns_of_a_call(replaced, folder, capsys):
+    """Of 4 s; the last is beyond its end."""
+    turns = [(0.0, 1.5, "SPEAKER_00"), (1.25, 2.0, "SPEAKER_01"), (4.5, 1.0, "SPEAKER_00")]
+    lines = [f"SPEAKER call 1 {start} {length} <NA> <NA> {who} <NA> <NA>\n" for start, length, who in turns]
+    (folder / "call.rttm").write_text("".join(lines))
+    _, printed = run("turns", {**replaced, '"call.rttm"': repr(str(folder / "call.rttm"))}, capsys)
+    rows = [line.split(maxsplit=5) for line in printed.splitlines()]
+    assert [(row[0], row[2], row[4]) for row in rows] == [
+        ("0.0", "1.5", "SPEAKER_00"),
+        ("1.2", "3.2", "SPEAKER_01"),
+        ("4.5", "5.5", "SPEAKER_00"),
+    ]
+    assert [row[5] in LABELS for row in rows] == [True, True, False]
+    assert rows[2][5].endswith("call.wav, 4.500 to 5.500 s: the recording ends before that.")
+
+
 def test_fewer_bits(replaced, capsys):
     namespace, _ = run("half_the_bits", replaced, capsys)
     assert next(namespace["model"].parameters()).dtype == namespace["torch"].bfloat16
