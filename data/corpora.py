@@ -276,7 +276,9 @@ def _measure(rows: list[dict], skipped: list[tuple[str, str]] | None) -> list[di
     """Adds `duration_s` where the corpus does not know it: every file is decoded once, and remembered. A segment that
     its recording does not have is audio that cannot be used."""
     sources = [
-        Segment(row["audio"], row["start_s"], row["end_s"]) if row.get("start_s") is not None else row["audio"]
+        row["audio"]
+        if row.get("start_s") is None or row.get("dialog") is not None  # as `recordings_of` has it
+        else Segment(row["audio"], row["start_s"], row["end_s"])
         for row in rows
     ]
     found = check_audio(source for source, row in zip(sources, rows) if "duration_s" not in row)

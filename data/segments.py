@@ -51,13 +51,16 @@ def path_of(source: str | os.PathLike | Segment) -> str:
 
 def recordings_of(corpus) -> list[str | Segment]:
     """What each row of a corpus's table is about: the file of the column `audio`, or, where the table has the columns
-    `start_s` and `end_s` and the row is no whole file, a segment of it."""
+    `start_s` and `end_s` and the row is no whole file, a segment of it. A row with a `dialog` (IEMOCAP) is a whole
+    file: its times are of that dialog, which it was cut out of."""
     paths = corpus["audio"][:]
     if "start_s" not in corpus.column_names:
         return paths
+    times = (corpus[name][:] for name in ("start_s", "end_s", "speaker"))
+    dialogs = corpus["dialog"][:] if "dialog" in corpus.column_names else [None] * len(paths)
     return [
-        path if start_s is None else Segment(path, start_s, end_s, speaker)
-        for path, start_s, end_s, speaker in zip(paths, *(corpus[name][:] for name in ("start_s", "end_s", "speaker")))
+        path if start_s is None or dialog is not None else Segment(path, start_s, end_s, speaker)
+        for path, start_s, end_s, speaker, dialog in zip(paths, *times, dialogs)
     ]
 
 

@@ -197,6 +197,17 @@ def test_the_four_classes_are_read_row_for_row(release):
     assert [len(fold.test) for fold in make_folds(corpus)] == [1085, 1023, 1151, 1031, 1241]
 
 
+def test_an_utterance_is_a_whole_file_and_its_times_are_those_of_the_dialog(release, monkeypatch):
+    """A row of segments has the same columns, of its own file."""
+    from lascl.data.segments import recordings_of
+    from lascl.training.run_directory import corpus_fingerprint
+
+    monkeypatch.setattr("lascl.data.corpora.check_audio", lambda sources: dict.fromkeys(sources, 0.01))
+    corpus = load_corpus("iemocap", release[0])
+    assert recordings_of(corpus) == corpus["audio"][:] and min(corpus["end_s"]) > 1
+    assert corpus_fingerprint(corpus) == corpus_fingerprint(corpus.remove_columns(["start_s", "end_s"]))
+
+
 def test_who_talks_is_not_who_wears_the_markers(release):
     rows, _ = read_iemocap(release[0].parent, allow_partial=False)  # the folder that holds the release will do
     assert {(row["dialog"], row["speaker"]) for row in rows if row["dialog"] == "Ses03M_script03_2"} == {

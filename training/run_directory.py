@@ -23,6 +23,7 @@ import yaml
 from accelerate import PartialState
 
 from lascl.console import held
+from lascl.data.segments import Segment, recordings_of
 from lascl.training.recipe import NOT_IDENTITY, Recipe, recorded_recipe, with_absent, without_places
 
 
@@ -113,9 +114,11 @@ def _make(run_dir: Path):
 def corpus_fingerprint(corpus: datasets.Dataset) -> str:
     """A hash of what decides folds and scores: each row's id, label, speaker, session, fold and corpus, and the times
     of a segment; not where files lie."""
-    names = ("id", "label", "speaker", "session", "fold", "corpus", "start_s", "end_s")
-    columns = [name for name in names if name in corpus.column_names]
+    columns = [name for name in ("id", "label", "speaker", "session", "fold", "corpus") if name in corpus.column_names]
     content = [corpus.features["label"].names, *(corpus[name][:] for name in columns)]
+    recordings = recordings_of(corpus)
+    if any(isinstance(recording, Segment) for recording in recordings):
+        content += [[getattr(recording, end, None) for recording in recordings] for end in ("start_s", "end_s")]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
