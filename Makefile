@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow versions oldest newest check every-cpu proofs lint readme site notebook clean
+.PHONY: demo test slow versions oldest newest check every-cpu proofs lint readme site notebook release clean
 
 # Trains and cross-validates on the synthetic corpus, then asks the first fold's checkpoint about an unseen voice.
 demo: .venv/installed
@@ -45,8 +45,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Puts the numbers of results/ and the docstrings of public names into README and docs.
+# Puts the numbers of results/, README's picture and the docstrings of public names into README and docs.
 readme: .venv/installed
+	$(BIN)/python -m lascl.studies.joint_space draw results/within-each/one_model/seed-42/fold-1 docs/_static/joint-space.svg
 	$(BIN)/python -m lascl.studies.readme README.md docs/*.md
 
 # The pages of docs/ as a site, in build/site.
@@ -56,6 +57,11 @@ site: .venv/installed
 # Runs the notebook anew, and keeps its pictures.
 notebook: .venv/installed
 	$(BIN)/python tests/notebook.py examples/tour.ipynb examples/tour.ipynb
+
+# Wheel and source distribution into dist/, each installed in an environment of its own and tried; a version that is not
+# the same everywhere is refused.
+release: .venv/installed
+	$(BIN)/python tests/release.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

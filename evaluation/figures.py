@@ -408,21 +408,12 @@ def true_labels(run: Run, number: int) -> np.ndarray:
 
 def _scatter_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int]:
     """Draws one fold's map; returns how many utterances are shown, and of how many."""
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
     arrays, references = run.embeddings[number], true_labels(run, number)
     total = len(references)
     chosen = np.sort(np.random.default_rng(0).permutation(total)[:MAX_TSNE_POINTS])
     anchored = arrays["labels"].tolist() if run.has_label_space else []
-    points = np.concatenate([arrays["audio_embeds"][chosen], arrays["label_embeds"][: len(anchored)]]).astype(float)
-    # scikit-learn wants a perplexity below the number of points, and PCA no fewer dimensions than it returns.
-    perplexity = min(30.0, (len(points) - 1) / 3)
-    init = "pca" if points.shape[1] >= 2 else "random"
-    tsne = TSNE(perplexity=perplexity, metric="cosine", init=init, random_state=0)
-    # On a busy machine two threads wait for each other at every step: 9 s instead of 0.2 s for a hundred points.
-    with threadpool_limits(1):
-        layout = tsne.fit_transform(points)
+    points = np.concatenate([arrays["audio_embeds"][chosen], arrays["label_embeds"][: len(anchored)]])
+    layout = tsne_layout(points)
     utterances, anchors = layout[: len(chosen)], layout[len(chosen) :]
     for index, label in enumerate(run.labels):
         rows = references[chosen] == label
@@ -455,6 +446,21 @@ def _scatter_tsne(axes, run: Run, number: int, *, large: bool) -> tuple[int, int
     axes.margins(0.08)
     axes.spines[:].set(visible=True, color="#D0D0D0")
     return len(chosen), total
+
+
+def tsne_layout(points: np.ndarray) -> np.ndarray:
+    """(N, 2) of (N, D) embeddings, by t-SNE of cosine distances (van der Maaten and Hinton, 2008), the seed fixed."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    points = points.astype(float)
+    # scikit-learn wants a perplexity below the number of points, and PCA no fewer dimensions than it returns.
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    init = "pca" if points.shape[1] >= 2 else "random"
+    tsne = TSNE(perplexity=perplexity, metric="cosine", init=init, random_state=0)
+    # On a busy machine two threads wait for each other at every step: 9 s instead of 0.2 s for a hundred points.
+    with threadpool_limits(1):
+        return tsne.fit_transform(points)
 
 
 def _sign(index: int) -> tuple[str, str]:

@@ -10,12 +10,15 @@ from lascl.lazy import lazily
 
 if TYPE_CHECKING:
     from lascl.data.segments import Segment
+    from lascl.inference.boards import MAEBModel, OrukAdapter
     from lascl.inference.files import predict_files
     from lascl.inference.finding import read_segments
     from lascl.inference.recogniser import Recogniser
     from lascl.inference.windows import Window, segments, stream
 
 _HOMES = {
+    "MAEBModel": "lascl.inference.boards",
+    "OrukAdapter": "lascl.inference.boards",
     "Recogniser": "lascl.inference.recogniser",
     "Segment": "lascl.data.segments",
     "Window": "lascl.inference.windows",
@@ -25,6 +28,8 @@ _HOMES = {
     "stream": "lascl.inference.windows",
 }
 __all__ = [
+    "MAEBModel",
+    "OrukAdapter",
     "Recogniser",
     "Segment",
     "Window",

@@ -205,6 +205,7 @@ STATED = {
     "10 % of the steps": "a default",
     "0.01, not on": "a default",
     "77.79 WA and 78.42 UA": "the paper's",
+    "EmoDB 92.6 UA, RAVDESS 75.3, EMOVO 57.8": "EmoBox's",
     "(1 - lambda_1)": "a formula",
     "K (K - 1)": "a formula",
     "2N": "a formula",

@@ -28,7 +28,11 @@ def test_workflows_run_what_ci_runs_on_three_pythons_and_the_ends_of_the_version
     makefile = read("Makefile")
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     made = [word for lines in commands.values() for line in lines for word in re.findall(r"^make (.+)$", line)]
-    assert made == ["${{ matrix.suite }}", "proofs"] and {"oldest", "newest", "proofs"} <= targets
+    assert commands["boards"][1:] == [
+        '.venv/bin/python -m pip install --editable ".[boards]"',
+        ".venv/bin/python -m pytest -n 0 tests/test_boards.py",
+    ]
+    assert made == ["${{ matrix.suite }}", ".venv/installed", "proofs"] and {"oldest", "newest", "proofs"} <= targets
 
 
 def test_actions_may_read_only():

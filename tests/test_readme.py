@@ -287,6 +287,30 @@ def test_training_from_python(family, audio_encoders, replaced, capsys):
     assert len(load_corpus("synthetic", num_speakers=5, utterances_per_speaker=4)) == 20
 
 
+def test_public_boards(replaced, folder, capsys, monkeypatch):
+    """Stand-ins for the packages, which ask as much as they do; what theirs do is in test_boards.py."""
+    replaced |= {"runs/mine/fold-1/checkpoint": f"{folder}/checkpoint"}
+    samples, rate = soundfile.read(folder / "speech.wav", dtype="float32")
+    clip = {"array": samples, "sampling_rate": rate}
+
+    def evaluate(model, tasks):
+        assert tasks == ["CREMA_D", "RavdessZeroshot"]
+        texts, audio = model.encode([{"text": ["sad", "calm"]}]), model.encode([{"audio": [clip]}])
+        return model.similarity(audio, texts)
+
+    monkeypatch.setitem(sys.modules, "mteb", types.SimpleNamespace(evaluate=evaluate, get_tasks=list))
+    namespace, _ = run("maeb", replaced, capsys)
+    assert namespace["results"].shape == (1, 2)
+
+    def run_eval(cfg, shards, device, out_dir):
+        return open_models.ADAPTERS[cfg["adapter"]](cfg, device).predict([samples])
+
+    open_models = types.SimpleNamespace(ADAPTERS={}, run_eval=run_eval)
+    monkeypatch.setitem(sys.modules, "oruk_bench.adapters", types.SimpleNamespace(open_models=open_models))
+    namespace, _ = run("oruk", replaced, capsys)
+    assert namespace["scores"][0] in range(7)
+
+
 def test_parts_of_ones_own(replaced, capsys):
     """An augmentation, a loss term that is logged, and training that the validation ends."""
     pytest.importorskip("espeakng_loader")
