@@ -7,7 +7,7 @@ Auto classes.
 from lascl.lazy import lazily
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "LaSCLConfig": "lascl.configuration_lascl",

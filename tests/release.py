@@ -35,13 +35,13 @@ FILES = (
     *("evaluation/report.html", "evaluation/report.md.jinja", "evaluation/lascl.mplstyle", "space/style.css"),
 )
 TRIED = """
-import importlib.metadata, lascl
+import importlib.metadata, lascl, lascl.modeling_lascl, lascl.study
 from lascl import LaSCLTrainer
 assert "site-packages" in lascl.__file__, lascl.__file__
 assert LaSCLTrainer.__module__ == "lascl.training.trainer"
 told = importlib.metadata.distribution("lascl")
 assert told.version == lascl.__version__, (told.version, lascl.__version__)
-assert told.metadata["License-Expression"] == "Apache-2.0", told.metadata["License-Expression"]
+assert (told.metadata["License-Expression"] or told.metadata["License"]) == "Apache-2.0", told.metadata
 files = {str(path) for path in told.files}
 assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files), "the licence is missing"
 print("\\n".join(sorted(name for name in files if name.startswith("lascl/") and not name.endswith(".pyc"))))

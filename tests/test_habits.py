@@ -72,7 +72,7 @@ def test_the_changelog_is_kept_in_its_form():
     """Keep a Changelog's: what is not released first, then versions, the newest first; each change under its kind."""
     text = read("CHANGELOG.md")
     releases = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert releases[0] == "[Unreleased]" and f"[{lascl.__version__}] - not released" in releases
+    assert releases[0] == "[Unreleased]" and releases[1].startswith(f"[{lascl.__version__}] - 2")
     dated = r"\[\d+\.\d+\.\d+\] - (?:\d{4}-\d\d-\d\d|not released)"
     assert all(re.fullmatch(dated, release) for release in releases[1:]), releases
     for part in re.split(r"^## .*\n", text, flags=re.MULTILINE)[1:]:
