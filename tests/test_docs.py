@@ -194,6 +194,7 @@ STATED = {
     "1e-4 from": "the tolerance of an export, inference/export.py",
     "to 1e-5": "the tolerance of a test, test_distributed.py",
     "20 steps": "of that test",
+    "30 dB fainter": "of frames without a voice, encoders_lascl.py",
     "to 1e-12": "the tolerance of a test, test_length_groups.py",
     "torch 2.11": "a version",
     "DeepSpeed 0.19": "a version",

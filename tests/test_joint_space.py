@@ -1,5 +1,6 @@
 """README's picture: it follows from its files, shows all that is in them, and is read on white and on black paper."""
 
+import csv
 import importlib
 import re
 import shutil
@@ -9,8 +10,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-
-from lascl.evaluation.predictions import read_predictions
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +37,8 @@ def test_the_readme_shows_the_picture_and_a_command_makes_it(joint_space):
 
 def test_every_utterance_is_where_its_file_says_in_the_colour_of_its_word():
     assert PICTURE.is_file(), "there is no picture"
-    rows = {row["id"]: row for row in read_predictions(FOLD / "predictions.csv")}
+    with open(FOLD / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
     _, *lines = (FOLD / "places.csv").read_text(encoding="utf-8").splitlines()
     places = {name: (kind, float(x), float(y)) for kind, name, x, y in (line.split(",") for line in lines)}
     svg = ElementTree.parse(PICTURE).getroot()
