@@ -1,5 +1,6 @@
 """What a user of the commands sees first: options, mistakes in them, and logs."""
 
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from lascl import LaSCLForAudioClassification, train
-from lascl.training.recipe import parse_recipe
+from lascl.training.recipe import field_types, parse_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,9 +65,22 @@ def test_the_options_that_are_known_without_importing_are_those_that_there_are()
     assert own == {*OF_A_STUDY, "output_dir"}
 
 
-def test_help_shows_what_is_lascl_s_own_first_and_nothing_that_is_refused(capsys):
+def test_help_fits_a_screen_by_groups(capsys):
+    """What most people set; Trainer's own behind `--help-all`."""
     with pytest.raises(SystemExit):
         parse_recipe(["--help"])
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) <= 50, f"--help has {len(printed.splitlines())} lines"
+    assert max(map(len, printed.splitlines())) <= 110
+    assert "--help-all" in printed and "--adam_beta1" not in printed
+    shown = re.findall(r"^  --(\w+)", printed, re.MULTILINE)
+    assert {"corpus", "data_dir", "corpora", "output_dir", "num_train_epochs"} <= set(shown) <= {*field_types()}
+    assert len(re.findall(r"^\w[^\n]*:$", printed, re.MULTILINE)) == 3
+
+
+def test_help_shows_what_is_lascl_s_own_first_and_nothing_that_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(["--help-all"])
     printed = capsys.readouterr().out
     positions = [printed.find(f"--{name} ") for name in ("corpus", "num_views", "encoder_learning_rate", "adam_beta1")]
     assert -1 < positions[0] < min(positions[1:3]) <= max(positions[1:3]) < positions[3]

@@ -142,7 +142,7 @@ def test_commands_take_their_options(name):
 @each_page
 def test_options_in_prose_are_of_some_command(name):
     """An option alone, as in `--folds 1,3`; those of `space/app.py` and of others' programs aside."""
-    known = frozenset().union(*map(options_of, programs())) | {"--model", "--help"}
+    known = frozenset().union(*map(options_of, programs())) | {"--model", "--help", "--help-all"}
     found = re.findall(r"`(--[\w-]+)", FENCE.sub("", API.sub("", BLOCK.sub("", TEXTS[name]))))
     assert set(found) <= known, set(found) - known
 

@@ -37,7 +37,7 @@ def unknown_field(name: str, known: Iterable[str] | None = None) -> str:
 
 def check_options(program: str, argv: list[str]):
     """Ends the program with exit code 2 and a sentence if an option is typed that does not exist."""
-    known = option_names() | (set(OF_A_STUDY) if "study" in program else set())
+    known = option_names() | (set(OF_A_STUDY) if "study" in program else {"help_all"})
     for option in argv:
         name = option[2:].partition("=")[0].replace("-", "_")
         if option.startswith("--") and name not in {*known, "help"}:

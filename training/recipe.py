@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -496,7 +497,7 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     Raises:
         ValueError: a field that does not exist (with the nearest that does), a value of the wrong kind, or a recipe
             that cannot be read.
-        SystemExit: `--help`.
+        SystemExit: `--help`, `--help-all`.
     """
     parser = HfArgumentParser(
         [Recipe, LaSCLTrainingArguments, Publishing],  # once more, since stock has three of the same names
@@ -507,6 +508,9 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     )
     parser.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, help="a YAML file, or a shipped recipe's name")
     if {"-h", "--help"} & set(argv):
+        print_short_help()
+        sys.exit()
+    if "--help-all" in argv:
         print_help()
         sys.exit()
     parser.set_defaults(**dict.fromkeys(field_types()))  # so that what was typed is told apart: nothing typed is None
@@ -531,6 +535,57 @@ def parse_recipe(argv: list[str]) -> tuple[Recipe, Path]:
     recipe = Recipe(**{name: value for name, value in fields.items() if name in own})
     recipe.training = training
     return recipe, output_dir
+
+
+# What most people set, and in few words what it is: a screen of `--help`.
+MOST_SET = {
+    "What is trained on what": {
+        "corpus": "emodb, ravdess, csv (your manifest), ...: docs/corpora.md",
+        "data_dir": "its folder, or your manifest",
+        "corpora": "several, such as emodb,mine=csv, each in its folder of data_dir",
+        "labels": "which of its words, or a mapping of them",
+        "audio_encoder": "a folder or Hub name: WavLM, HuBERT, wav2vec 2.0, Whisper, ...",
+        "text_encoder": "a folder or Hub name",
+        "init_from": "a checkpoint to start from",
+    },
+    "How": {
+        "output_dir": "the run directory (default: runs/RECIPE); the same command goes on there",
+        "freeze_audio_encoder": "true leaves it as it is: for small corpora, and CPUs",
+        "num_train_epochs": "passes over the training side",
+        "global_batch_size": "utterances a step, whatever the number of processes",
+        "learning_rate": "of what is new; encoder_learning_rate of the encoder",
+        "num_views": "augmented copies of each utterance in a batch",
+        "augmentation": "mixed, none, or one by its name",
+        "contrastive_chunk_size": "less memory, the same gradients",
+        "bf16": "half precision, on GPUs that know it",
+        "seed": "of weights and batches; split_seed of the folds",
+    },
+    "Who is tested, and what remains": {
+        "protocol": "who is left out in turn: docs/protocols.md",
+        "folds": "all, none, or some, such as 1,3",
+        "validation": "who is held back in training to choose by",
+        "final_model": "true trains once more on everything",
+        "push_to_hub": "true publishes each fold: docs/hub.md",
+    },
+}
+
+
+def print_short_help():
+    """Prints a screen of what most people set."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="train.py [RECIPE] [--field value ...]",
+        description=f"Trains, cross-validates and scores LaSCL. RECIPE: a YAML file, or {', '.join(shipped_recipes())} "
+        f"(default: {DEFAULT_RECIPE}). A field that is typed wins over it; those that it does not set have defaults.",
+        epilog="--help-all lists every field with its default, those of transformers' TrainingArguments among them.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=30, width=110),
+        add_help=False,
+    )
+    for title, fields in MOST_SET.items():
+        group = parser.add_argument_group(title)
+        for name, words in fields.items():
+            group.add_argument(f"--{name}", metavar="", help=words)
+    parser.print_help()
 
 
 def print_help():
