@@ -2,8 +2,6 @@
 
 import importlib
 import shutil
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -70,33 +68,3 @@ def test_make_release_and_ci_build_and_try_both(release):
     assert "\nrelease: .venv/installed\n\t$(BIN)/python tests/release.py\n" in makefile
     assert "tests/release.py --outdir" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make release" in (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def packages(release, tmp_path_factory) -> list[Path]:
-    return release.build(tmp_path_factory.mktemp("dist"))
-
-
-@pytest.mark.slow
-def test_wheel_and_source_are_installed_and_tried_without_the_clone(release, packages, tmp_path):
-    for number, package in enumerate(packages):
-        release.try_out(package, tmp_path / str(number))
-    with zipfile.ZipFile(packages[1]) as wheel, tarfile.open(packages[0]) as source:
-        names = wheel.namelist() + [name.partition("/")[2] for name in source.getnames()]
-    odd = ("lascl/tests", "lascl/results", "lascl/docs", "tests", "results", "docs", "runs", "build")
-    assert [name for name in names if name.startswith(odd)] == []
-    assert {"CHANGELOG.md", "CITATION.cff", "LICENSE"} <= set(names)
-
-
-@pytest.mark.slow
-def test_a_package_that_lacks_a_file_is_refused(release, packages, tmp_path):
-    lacking = tmp_path / packages[1].name
-    with zipfile.ZipFile(packages[1]) as whole, zipfile.ZipFile(lacking, "w") as less:
-        for name in whole.namelist():
-            content = whole.read(name)
-            if name.endswith("/RECORD"):
-                content = b"".join(line for line in content.splitlines(True) if b"quickstart.yaml" not in line)
-            if "quickstart.yaml" not in name:
-                less.writestr(name, content)
-    with pytest.raises(AssertionError, match=r"lacks lascl/recipes/quickstart\.yaml"):
-        release.try_out(lacking, tmp_path / "venv")
