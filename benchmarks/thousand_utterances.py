@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--audio", help="a folder with WAV or FLAC files")
     parser.add_argument("--audio_encoder", help="a folder, or a name that is in the cache")
     parser.add_argument("--text_encoder", help="likewise")
-    parser.add_argument("--audio_layers", default="3,4,5", help="default: %(default)s")
+    parser.add_argument("--audio_layers", default="2,3,4", help="default: %(default)s")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # of the processes that this starts
     options = parser.parse_args(argv)
     if options.measure:
@@ -98,7 +98,10 @@ def main(argv: list[str] | None = None):
     ]
     with tempfile.TemporaryDirectory() as name:
         corpus = write_corpus(Path(name) / "corpus", audio)
-        measured = list(costs(Path(name), corpus, encoders))
+        measured = []
+        for found in costs(Path(name), corpus, encoders):
+            print(f"{found['what']}: {found['s']:.0f} s", flush=True)
+            measured.append(found)
     rows = [
         [
             found["what"],
