@@ -6,9 +6,10 @@ and as its eighth field the speaker (NIST, Rich Transcription 2009, appendix A).
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lascl.data.audio import AUDIO_SUFFIXES, FFMPEG_SUFFIXES
 from lascl.data.segments import Segment
@@ -27,10 +28,13 @@ def segments_of_rttm(file: str, data_dir: str | None, failures: dict[str, str]) 
     """
     lines = list(_speaker_lines(file, failures))
     count, places = Counter(stem for _, stem, *_ in lines), {}
+    beside = os.path.dirname(file)
+    where = [] if data_dir is None else [_by_name(os.path.join(root, name) for root, name in _below(data_dir))]
+    where.append(_by_name(os.path.join(beside, name) for root, name in _below(beside or ".", only_here=True)))
     for line, stem, start_s, duration_s, speaker in lines:
         if stem not in places:
             try:
-                places[stem] = _recording_of(stem, file, data_dir)
+                places[stem] = _recording_of(stem, where, data_dir)
             except ValueError as error:
                 more = f" Its {count[stem]} segments are left out." if count[stem] > 1 else ""
                 places[stem], failures[f"{file}: {stem}"] = None, f"{file}, line {line}: {error}{more}"
@@ -66,36 +70,36 @@ def _speaker_lines(file: str, failures: dict[str, str]) -> Iterator[tuple[int, s
         failures[file] = f"{file}: has no SPEAKER line."
 
 
-def _recording_of(stem: str, file: str, data_dir: str | None) -> str:
-    """The one recording of this name.
+def _recording_of(stem: str, where: list[dict[str, list[str]]], data_dir: str | None) -> str:
+    """The one recording of this name, in the first place that has it.
 
     Raises:
         ValueError: there is none, or several.
     """
-    beside = os.path.dirname(file)
-    found = [] if data_dir is None else _named(stem, (os.path.join(root, name) for root, name in _below(data_dir)))
-    if not found:
-        found = _named(stem, (os.path.join(beside, name) for name in os.listdir(beside or ".")))
+    found = next((named[stem] for named in where if stem in named), [])
     if len(found) > 1:  # a video, and its sound beside it
         found = [path for path in found if os.path.splitext(path)[1].lower() not in FFMPEG_SUFFIXES] or found
     if not found:
-        where = "beside it" if data_dir is None else f"under {data_dir} or beside it"
-        raise ValueError(f"there is no recording {stem!r} {where}: say where with --data_dir.")
+        looked = "beside it" if data_dir is None else f"under {data_dir} or beside it"
+        raise ValueError(f"there is no recording {stem!r} {looked}: say where with --data_dir.")
     if len(found) > 1:
         listed = " and ".join(sorted(found)[:2])
         raise ValueError(f"{len(found)} recordings are called {stem!r}, {listed} for two: keep one in --data_dir.")
     return found[0]
 
 
-def _below(folder: str) -> Iterator[tuple[str, str]]:
-    return ((root, name) for root, _, names in os.walk(folder) for name in names)
+def _below(folder: str, *, only_here: bool = False) -> Iterator[tuple[str, str]]:
+    """Folder and name of each file, in folders or not; what may not be read is passed over."""
+    walk = os.walk(folder)
+    return ((root, name) for root, _, names in (itertools.islice(walk, 1) if only_here else walk) for name in names)
 
 
-def _named(stem: str, paths: Iterator[str]) -> list[str]:
-    """Those of this name, with or without their ending, that are recordings by it."""
-    found = []
+def _by_name(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Those that are recordings by their ending, by name with and without it."""
+    found = {}
     for path in paths:
         name, ending = os.path.splitext(os.path.basename(path))
-        if ending.lower() in AUDIO_SUFFIXES and stem in (name, name + ending) and not name.startswith("._"):
-            found.append(path)
+        if ending.lower() in AUDIO_SUFFIXES and not name.startswith("._"):
+            for told in (name, name + ending):
+                found.setdefault(told, []).append(path)
     return found
