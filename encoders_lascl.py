@@ -242,7 +242,8 @@ class RecomputedWavLMAttention(WavLMAttention):
 
     by `scaled_dot_product_attention`. The gated bias and the attention are computed again in backward, with the same
     dropout; the distance bias alone is kept, once for all layers and utterances, as (H, T, T). Stock keeps several
-    tensors of (B, H, T, T) a layer. Outputs, gradients and, on the CPU, the random numbers drawn are stock's.
+    tensors of (B, H, T, T) a layer. Outputs, gradients and, on the CPU, the random numbers drawn in a call are stock's,
+    also under autocast; a batch that is encoded in groups of like length is one call a group.
 
     Attention weights are never whole here: asked for `output_attentions`, stock's forward runs. Unlike stock, the
     projections are called as modules, so that adapters placed on them (LoRA) take part.

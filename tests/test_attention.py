@@ -40,11 +40,12 @@ def waveforms(padded: bool, dtype=torch.float32):
     return {"input_values": waveform * mask, "attention_mask": mask}
 
 
-def run(encoder, inputs, seed=3):
+def run(encoder, inputs, seed=3, autocast=None):
     """Outputs on valid frames, gradients by parameter, and the next random number."""
     encoder.zero_grad()
     torch.manual_seed(seed)
-    output = encoder(**inputs).last_hidden_state
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        output = encoder(**inputs).last_hidden_state.to(inputs["input_values"].dtype)
     if "attention_mask" in inputs:
         valid = encoder._get_feature_vector_attention_mask(output.shape[1], inputs["attention_mask"])
         output = output * valid[..., None]
@@ -83,6 +84,20 @@ def test_outputs_gradients_and_the_dropout_stream_are_stocks(family, dtype, padd
     if dropout:
         other, _, _ = run(ours, inputs, seed=4)
         assert (other - expected[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_mixed_precision_draws_as_stock_does(autocast, bfloat16_attention):
+    """Other draws would be another computation: a tenth of the outputs' size, not a hundredth."""
+    stock, ours = stock_and_ours(dropout=0.1)
+    inputs = waveforms(padded=True)
+    (wanted, gradients, wanted_drawn), (found, found_gradients, drawn) = (
+        run(encoder, inputs, autocast=autocast) for encoder in (stock, ours)
+    )
+    assert drawn == wanted_drawn and found_gradients.keys() == gradients.keys()
+    assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()
+    other, _, _ = run(ours, inputs, seed=4, autocast=autocast)
+    assert (other - wanted).abs().max() > 0.1 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("padded", [False, True])
