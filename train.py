@@ -36,7 +36,16 @@ from lascl.hub.card import fold_card
 from lascl.hub.publish import BackgroundPublisher
 from lascl.report import write_report
 from lascl.training.exits import exits_in_a_sentence, what_is_refused, what_ran_out
-from lascl.training.fold import clip_limit_s, everything_of, fit, fold_data, known_views, save_fold, training_cost
+from lascl.training.fold import (
+    clip_limit_s,
+    decoded_audio,
+    everything_of,
+    fit,
+    fold_data,
+    known_views,
+    save_fold,
+    training_cost,
+)
 from lascl.training.prediction import predict_fold
 from lascl.training.prepare import begin_run, check_batches_of_folds, divide, parts_to_train, read_corpus
 from lascl.training.protocol import announcement, note_begun
@@ -135,6 +144,7 @@ def evaluate_fold(
         fold,
         max_duration_s=clip_limit_s(recipe, extractor),
         batch_size=args.per_device_eval_batch_size,
+        decoded=decoded_audio(recipe),
         known=partial(known_views, recipe, corpus, fold, args, view_cache),
     )
     if PartialState().is_main_process:

@@ -12,8 +12,12 @@ Deviations, all small:
 * high_low_pass: cut-offs are drawn uniformly in mel, not in hertz; a Butterworth of 24 dB/octave, -3 dB at
   the cut-off, stands for the original's linear-phase windowed sinc, -6 dB there.
 * gain, pitch_shift, reverberation: real numbers; the original draws whole dB, cents and percents.
+* pitch_shift: SoX's `pitch` as the original has it, written anew (`lascl.data.effects`), without its quick search.
 * delay: 500 ms is included; the original's `arange(200, 500, 50)` stops at 450.
 * reverberation: SoX's `reverb` in one channel; the original averages its left and right.
+
+Effects have editions, so that what was drawn yesterday can be made again. They draw the same numbers. Of the first,
+pitch_shift is audiomentations' own (Signalsmith Stretch), and its filters are designed by scipy; the second is faster.
 """
 
 import difflib
@@ -25,6 +29,8 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
+
+from lascl.data.effects import pass_filter, shift_pitch
 
 
 # In the order of the chain. CLMR filters with 0.8 or less, and its other values differ too, also between its
@@ -39,6 +45,7 @@ MIXED_PROBABILITIES = {
     "reverberation": 0.3,
 }
 AUGMENTATIONS = ("none", *MIXED_PROBABILITIES, "mixed")
+EDITIONS = (1, 2)
 DELAYS_MS = range(200, 501, 50)
 LOW_PASS_HZ = (2200.0, 4000.0)
 HIGH_PASS_HZ = (200.0, 1200.0)
@@ -62,8 +69,27 @@ def delay(samples: np.ndarray, sampling_rate: int, delay_ms: float) -> np.ndarra
     return echoed
 
 
+def _roots_by_exponentials(n: int) -> np.ndarray:
+    return np.exp(-2j * np.pi * np.arange(n) / n)
+
+
+def _roots_by_sines(n: int) -> np.ndarray:
+    """(n,): the powers of `exp(-2 pi i / n)`, the upper half of the circle being the mirrored lower one."""
+    roots, angles = np.empty(n, dtype=complex), 2 * np.pi / n * np.arange(n // 2 + 1)
+    half = roots[: n // 2 + 1]
+    half.real, half.imag = np.cos(angles), -np.sin(angles)
+    roots[n // 2 + 1 :] = half[1 : (n + 1) // 2][::-1].conj()
+    return roots
+
+
 def reverberate(
-    samples: np.ndarray, sampling_rate: int, reverberance: float, damping: float, room_size: float
+    samples: np.ndarray,
+    sampling_rate: int,
+    reverberance: float,
+    damping: float,
+    room_size: float,
+    *,
+    roots_of_unity: Callable[[int], np.ndarray] = _roots_by_sines,
 ) -> np.ndarray:
     """Freeverb with the three parameters of SoX's `reverb`, each 0 to 100: `y = x + 0.015 A(C(x))`.
 
@@ -72,11 +98,12 @@ def reverberate(
     to 0.98 with `reverberance` (geometrically in 1 - f), h from 0.2 to 0.5 with `damping`, and the delays d
     from a tenth of Freeverb's to all of it with `room_size`; -60 dB is reached after about 0.2 s at (0, 0, 0)
     and 10 s at (100, 0, 100). `samples` has shape (n,), and so has the float32 result: the tail is cut off at
-    the clip's end. A clip shorter than the first reflection (3 to 25 ms) comes back unchanged.
+    the clip's end. A clip shorter than the first reflection (3 to 25 ms) comes back unchanged. `roots_of_unity` that
+    are found otherwise differ in their last digits.
 
     It is written here because no library will do: pyroomacoustics' ray tracing draws from a generator that no
     seed reaches (and takes 180 ms for 5 s of audio; its image sources 140 ms), pedalboard's Freeverb is under
-    the GPL, SoX is a program. The recursions are slow in Python; their spectra take about 12 ms.
+    the GPL, SoX is a program. The recursions are slow in Python; their spectra take about 10 ms.
     """
     feedback = 1 - 0.7 * (0.02 / 0.7) ** (reverberance / 100)
     pole = 0.2 + 0.3 * damping / 100
@@ -88,7 +115,7 @@ def reverberate(
     # circle of radius 1e6 ** (1 / n) instead of 1 it comes back 120 dB quieter, so no padding is needed.
     n = fft.next_fast_len(len(samples), real=True)
     decay = 1e6 ** (-np.arange(n) / n)
-    roots = np.exp(-2j * np.pi * np.arange(n) / n)
+    roots = roots_of_unity(n)
     bins = np.arange(n // 2 + 1)
 
     def lag(delay_at_44k1: float) -> np.ndarray:  # z ** -d, looked up: n sines instead of twelve times that
@@ -113,24 +140,42 @@ def _delay_at_random(samples, sampling_rate):
 
 
 def _reverberate_at_random(samples, sampling_rate):
+    parameters = [random.uniform(0, 100) for _ in range(3)]
+    return reverberate(samples, sampling_rate, *parameters, roots_of_unity=_roots_by_exponentials)
+
+
+# Of the second edition, some with the parameters that an effect of audiomentations drew. A view's key has these
+# functions by name: one that is to give other samples needs another name.
+def _reverberate_by_sines(samples, sampling_rate):
     return reverberate(samples, sampling_rate, *(random.uniform(0, 100) for _ in range(3)))
 
 
+def _shift_by_overlap(shift, samples, sampling_rate):
+    return shift_pitch(samples, sampling_rate, shift.parameters["num_semitones"])
+
+
+def _pass_by_two_sections(one_sided, samples, sampling_rate):
+    return pass_filter(samples, sampling_rate, one_sided.parameters["cutoff_freq"], one_sided.filter_type)
+
+
 def build_augmentation(
-    name: str | Callable[[np.ndarray, int], np.ndarray], sampling_rate: int = 16000
+    name: str | Callable[[np.ndarray, int], np.ndarray], sampling_rate: int = 16000, edition: int = EDITIONS[-1]
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     """The `audiomentations.Compose` of one of `AUGMENTATIONS`, to be called with `(samples, sample_rate)`; a callable
     of one's own as it is.
 
     A single effect is always applied (p = 1); "mixed" chains all seven with `MIXED_PROBABILITIES`; "none" is
-    empty. It draws from Python's and numpy's global generators, which `augment` seeds.
+    empty. It draws from Python's and numpy's global generators, which `augment` seeds. `edition` is one of `EDITIONS`;
+    only pitch_shift, high_low_pass and what has them differ.
 
     Delay and reverberation are functions in `audiomentations.Lambda`: `BaseWaveformTransform` subclasses
     would import audiomentations (over a second) with this module or, defined in here, not pickle for workers
     that are spawned.
 
-    Raises ValueError for an unknown name, or for a sampling rate (Hz) too low for the low-pass range.
+    Raises ValueError for an unknown name or edition, or for a sampling rate (Hz) too low for the low-pass range.
     """
+    if edition not in EDITIONS:
+        raise ValueError(f"augmentation_edition must be {' or '.join(map(str, EDITIONS))}; found {edition!r}.")
     if callable(name):
         return name
     if name not in AUGMENTATIONS:
@@ -154,10 +199,16 @@ def build_augmentation(
         "high_low_pass": partial(am.OneOf, [low, high]),
         "delay": partial(am.Lambda, _delay_at_random),
         "pitch_shift": partial(am.PitchShift, min_semitones=-7.0, max_semitones=7.0),
-        "reverberation": partial(am.Lambda, _reverberate_at_random),
+        "reverberation": partial(am.Lambda, _reverberate_at_random if edition == 1 else _reverberate_by_sines),
     }
     chain = {"none": {}, "mixed": MIXED_PROBABILITIES}.get(name, {name: 1.0})
-    return am.Compose([effects[link](p=p) for link, p in chain.items()])
+    links = [effects[link](p=p) for link, p in chain.items()]
+    if edition > 1:
+        for one_sided in (low, high):
+            one_sided.apply = partial(_pass_by_two_sections, one_sided)
+        for shift in (link for link in links if isinstance(link, am.PitchShift)):
+            shift.apply = partial(_shift_by_overlap, shift)
+    return am.Compose(links)
 
 
 @contextmanager
@@ -195,6 +246,7 @@ def augment(
     seed: int,
     epoch: int,
     utterance_id: str,
+    edition: int = EDITIONS[-1],
 ) -> np.ndarray:
     """One augmented view of an utterance, a pure function of the arguments.
 
@@ -205,7 +257,8 @@ def augment(
 
     `samples` has shape (n,), n >= 1, in about [-1, 1], and is not modified; `sampling_rate` is in Hz; `name`
     is one of `AUGMENTATIONS`, or a callable `(samples, sample_rate) -> samples` that draws from those
-    generators only, such as an audiomentations transform or a function of one's own. Returns a new float32
+    generators only, such as an audiomentations transform or a function of one's own; `edition` is of
+    `build_augmentation`, and means nothing to a callable. Returns a new float32
     array of shape (n,): a longer result is cut, a shorter one padded with zeros. Silence stays silent; delay and
     reverberation leave a clip alone that is too short for them. Nothing is clipped at 1, which reverberation may
     exceed.
@@ -228,7 +281,7 @@ def augment(
         )
 
     # A transform keeps the parameters it drew last; built anew (in 20 microseconds) it has none to keep.
-    transform = name if callable(name) else build_augmentation(name, sampling_rate)
+    transform = name if callable(name) else build_augmentation(name, sampling_rate, edition)
     key = f"{operator.index(seed)}/{operator.index(epoch)}/{utterance_id}"
     with _global_generators_seeded(key, with_torch=callable(name)):
         augmented = np.asarray(transform(found.astype(np.float32), sampling_rate), dtype=np.float32)

@@ -13,10 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
+import soundfile
 from tqdm.auto import tqdm
 
 from lascl.data.audio import OVERHANG_S, decoded_duration_s, own_rate, read_blocks
 from lascl.data.segments import Segment, path_of
+
+
+PLAIN = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")  # of libsndfile's subtypes of WAV
 
 
 def check_audio(
@@ -70,6 +74,13 @@ def content_hashes(
         reach = f" {source.start_s!r} {source.end_s!r}" if isinstance(source, Segment) else ""
         hashes[source] = hashed + reach
     return hashes
+
+
+def rates_of_plain_wavs(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, int]:
+    """By path as a string the rate (Hz) of each WAV file of one channel that is not compressed, which is read as fast
+    as a copy of it would be; 0 of other audio, -1 of what is no file. Remembered as in `check_audio`."""
+    found = _remembered(paths, "lascl-plain-wavs", cache_dir, _rate_of_plain_wav, "Looking at audio")
+    return {path: -1 if isinstance(rate, str) else rate[0] for path, rate in found.items()}
 
 
 def sample_hashes(paths: Iterable[str | Path], *, cache_dir: str | Path | None = None) -> dict[str, str | None]:
@@ -127,6 +138,17 @@ def _decode(path: str) -> float | str:
 def _content_hash(path: str) -> list[str]:
     with open(path, "rb") as file:
         return [hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]
+
+
+def _rate_of_plain_wav(path: str) -> list[int] | str:
+    if not os.path.isfile(path):
+        return f"{path}: no such audio file."
+    try:
+        header = soundfile.info(path)
+    except (soundfile.LibsndfileError, TypeError, ValueError):  # ffmpeg may read it, or its name is no text
+        return [0]
+    is_plain = header.format.startswith("WAV") and header.channels == 1 and header.subtype.startswith(PLAIN)
+    return [header.samplerate if is_plain else 0]
 
 
 def _sample_hash(path: str) -> list[str] | str:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from lascl.data.audio import read_audio
-from lascl.data.augmentation import augment, build_augmentation
+from lascl.data.augmentation import EDITIONS, augment, build_augmentation
+from lascl.data.decoded import DecodedAudio, decoding_keys
 from lascl.data.features import extract_features
 from lascl.data.segments import recordings_of
 from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
@@ -37,8 +38,10 @@ class SpeechDataset(torch.utils.data.Dataset):
             are spawned must be able to pickle it. With `none` there is one view only. (Paper unclear: what "without
             augmentation" does with the second of 2N instances; a plain copy would add cost and no information.)
         num_views: V, views of each utterance in a batch; 1 is the clean view alone.
+        augmentation_edition: of `lascl.data.augmentation.EDITIONS`: 1 makes what older versions made, more slowly.
         augmentation_period: P, after so many epochs the augmented views repeat; `None`: never.
         seed: of the augmentation.
+        decoded: where samples are kept that were decoded and resampled once; by default they are in every epoch.
         words: what the `labels` are numbers of, by default all words of the table. A row of another word has the label
             -1: it can be predicted and neither trained on nor scored by number.
 
@@ -46,7 +49,7 @@ class SpeechDataset(torch.utils.data.Dataset):
     corpus annotates; both are `None` with one.
 
     Raises:
-        ValueError: an unknown augmentation, or `num_views` or `augmentation_period` below 1.
+        ValueError: an unknown augmentation or edition, or `num_views` or `augmentation_period` below 1.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class SpeechDataset(torch.utils.data.Dataset):
         max_duration_s: float,
         augmentation: str | Callable[[np.ndarray, int], np.ndarray] = "none",
         num_views: int = 1,
+        augmentation_edition: int = EDITIONS[-1],
         augmentation_period: int | None = None,
         seed: int = 0,
+        decoded: DecodedAudio | None = None,
         words: Sequence[str] | None = None,
     ):
         if num_views < 1:
@@ -77,7 +82,10 @@ class SpeechDataset(torch.utils.data.Dataset):
         self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, float(max_duration_s), seed
         self.num_views = 1 if augmentation == "none" else num_views
         self.augmentation_period = 1 if self.num_views == 1 else augmentation_period
-        self.augmentation_name, self.augmentation = augmentation, build_augmentation(augmentation, sampling_rate)
+        self.augmentation_name, self.augmentation_edition = augmentation, augmentation_edition
+        self.augmentation = build_augmentation(augmentation, sampling_rate, augmentation_edition)
+        self.decoded = decoded
+        self.decoded_keys = decoding_keys(self.paths, sampling_rate) if decoded else [None] * len(self.paths)
         # In shared memory, so that workers which outlive an epoch see the new one.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
@@ -123,7 +131,11 @@ class SpeechDataset(torch.utils.data.Dataset):
         return self._augment(clean, index, view, epoch) if view else clean
 
     def _read(self, index: int) -> np.ndarray:
-        return read_audio(self.paths[index], sampling_rate=self.sampling_rate, max_duration_s=self.max_duration_s)
+        rate, limit_s, key = self.sampling_rate, self.max_duration_s, self.decoded_keys[index]
+        read = functools.partial(read_audio, self.paths[index], sampling_rate=rate, max_duration_s=limit_s)
+        if key is None:
+            return read()
+        return self.decoded.read(key, read, most_samples=limit_s * rate, sampling_rate=rate)
 
     def _augment(self, clean: np.ndarray, index: int, view: int, epoch: int) -> np.ndarray:
         return augment(

@@ -212,10 +212,10 @@ def _middling(run: PlannedRun, size: int) -> list[int]:
 
 
 def _changed(recipe: Recipe, **training) -> Recipe:
-    """A recipe of which nothing is logged, and what is encoded is not kept."""
+    """A recipe of which nothing is logged, and what is encoded or decoded is not kept."""
     recipe = copy.copy(recipe)
     always = {"report_to": "none", "disable_tqdm": True, "utterances_per_class": None, "bucket_by_length": False}
-    recipe.views_gb, recipe.selection = 0.0, "last"
+    recipe.views_gb, recipe.decoded_gb, recipe.selection = 0.0, 0.0, "last"
     recipe.training = {**recipe.training, **always, **training}
     return recipe
 

@@ -46,6 +46,8 @@ def fresh_views(tmp_path_factory):
     """No run finds what another test's encoder made of the same audio, unless it is told where to look."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fold, "default_folder", lambda: tmp_path_factory.mktemp("views"))
+        decoded = tmp_path_factory.mktemp("decoded")
+        patch.setattr(fold, "default_decoded_folder", lambda: decoded, raising=False)
         patch.setenv("HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))  # of what runs in a process of its own
         yield
 

@@ -1,6 +1,8 @@
 """The augmentations do what their names and settings say, and depend on nothing but the utterance's key."""
 
 import hashlib
+import inspect
+import math
 import os
 import pickle
 import random
@@ -13,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.signal import butter, sosfilt, sosfilt_zi
 from torch.utils.data import DataLoader, Dataset
 
 from lascl.data import SpeechDataset, load_corpus
@@ -131,6 +134,63 @@ def test_pitch_shift_moves_a_tone_by_up_to_7_semitones():
     assert semitones.min() < -3 and semitones.max() > 3
 
 
+def stretched_by_hand(samples, rate, ratio):
+    """WSOLA, one offset after the other."""
+    segment, search, overlap = (int(ms * rate / 1000 + 0.5) for ms in (82, 14.68, 12))
+    hop, length = segment - overlap, round(ratio * len(samples))
+    at = lambda i: float(samples[i]) if 0 <= i < len(samples) else 0.0  # noqa: E731
+    laid = [at(i) for i in range(segment)]
+    for number in range(1, math.ceil((length - overlap) / hop)):
+        end, place = laid[-overlap:], round(number * hop / ratio) - search // 2
+        misfits = [sum((at(place + o + i) - end[i]) ** 2 for i in range(overlap)) for o in range(search)]
+        best = place + misfits.index(min(misfits))
+        for i in range(overlap):
+            share = (i + 0.5) / overlap
+            laid[i - overlap] = share * at(best + i) + (1 - share) * end[i]
+        laid += [at(best + i) for i in range(overlap, segment)]
+    return laid[:length]
+
+
+@pytest.mark.parametrize("ratio", [2 ** (-7 / 12), 0.9, 2 ** (7 / 12)])
+def test_a_clip_is_stretched_by_segments_whose_waves_fit(ratio):
+    from lascl.data.effects import stretched
+
+    samples = noise(0.1) + np.sin(np.arange(1600) / 7).astype(np.float32)
+    found = stretched(samples, 4000, ratio)  # 0.4 s
+    assert found.dtype == np.float32 and len(found) == round(ratio * 1600)
+    np.testing.assert_allclose(found, stretched_by_hand(samples, 4000, ratio), atol=1e-6)
+
+
+def test_pitch_shift_keeps_the_tempo_and_moves_every_harmonic():
+    from lascl.data.effects import shift_pitch
+
+    times = np.arange(2 * RATE) / RATE
+    voice = sum(np.sin(2 * np.pi * 140 * k * times + k * k) / k for k in range(1, 8))
+    bursts = (voice * (np.sin(2 * np.pi * 2 * times) > 0)).astype(np.float32)  # 250 ms of sound, 250 ms of silence
+    for semitones in (-7, -2.5, 4, 7):
+        shifted = shift_pitch(bursts, RATE, semitones)
+        assert shifted.dtype == np.float32 and len(shifted) == len(bursts)
+        for number in range(8):  # 50 ms from each border
+            loudness = rms(shifted[number * 4000 + 800 : number * 4000 + 3200])
+            assert loudness == pytest.approx(rms(bursts[800:3200]), rel=0.1) if number % 2 == 0 else loudness < 1e-3
+        spectrum = np.abs(np.fft.rfft(shift_pitch(voice.astype(np.float32), RATE, semitones) * np.hanning(2 * RATE)))
+        for harmonic in (1, 3, 5):
+            middle = round(2 * 140 * harmonic * 2 ** (semitones / 12))  # in bins of 0.5 Hz
+            near = spectrum[middle - 60 : middle + 60]
+            assert abs(np.argmax(near) - 60) <= 3
+
+
+@pytest.mark.parametrize("kind", ["lowpass", "highpass"])
+@pytest.mark.parametrize("cutoff_hz", [200.0, 1200.0, 3999.0])
+def test_filters_are_scipys_butterworth_of_order_4(kind, cutoff_hz):
+    from lascl.data.effects import pass_filter
+
+    samples = noise(0.1) + 0.3  # which goes on from before
+    sections = butter(4, cutoff_hz, btype=kind, fs=RATE, output="sos")
+    expected, _ = sosfilt(sections, samples, zi=sosfilt_zi(sections) * samples[0])
+    np.testing.assert_allclose(pass_filter(samples, RATE, cutoff_hz, kind), expected, atol=1e-7)
+
+
 def freeverb(samples, reverberance, damping, room_size):
     """The same reverberation, one sample after the other, as Freeverb is usually written."""
     feedback, store_weight = 1 - 0.7 * (0.02 / 0.7) ** (reverberance / 100), 0.2 + 0.3 * damping / 100
@@ -202,6 +262,39 @@ def test_a_single_effect_is_always_applied(name):
 
 
 # What a view depends on
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_editions_make_the_same_of_the_same_draws(name):
+    """To the bit, but for filters, which round otherwise, and for the way in which the pitch is shifted."""
+    assert "edition" in inspect.signature(augment).parameters
+    tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE).astype(np.float32)
+    for number in range(4):
+        key = {"name": name, "seed": 1, "epoch": number, "utterance_id": "u"}
+        old, new = (augment(tone, RATE, **key, edition=edition) for edition in (1, 2))
+        assert np.array_equal(new, augment(tone, RATE, **key))
+        if name == "pitch_shift":
+            peaks = [np.argmax(np.abs(np.fft.rfft(view * np.hanning(RATE)))) for view in (old, new)]
+            assert abs(12 * math.log2(peaks[0] / peaks[1])) < 0.1
+        elif name in ("high_low_pass", "reverberation"):
+            np.testing.assert_allclose(new, old, atol=1e-6)
+        else:
+            assert np.array_equal(new, old)
+
+
+def test_the_first_edition_is_audiomentations_own(monkeypatch):
+    """What old runs drew, they draw."""
+    assert "edition" in inspect.signature(build_augmentation).parameters
+    samples, mixed = noise(0.3), build_augmentation("mixed", RATE, 1)
+    pitch, (low, high) = mixed.transforms[5], mixed.transforms[3].transforms
+    for transform in (pitch, low, high):
+        assert "apply" not in vars(transform)
+    monkeypatch.setattr("lascl.data.augmentation.shift_pitch", None)
+    monkeypatch.setattr("lascl.data.augmentation.pass_filter", None)
+    for number in range(8):
+        augment(samples, RATE, name="mixed", seed=0, epoch=number, utterance_id="u", edition=1)
+    with pytest.raises(ValueError, match="augmentation_edition must be 1 or 2; found 3"):
+        build_augmentation("mixed", RATE, 3)
 
 
 @pytest.mark.parametrize("name", ["noise", "gain", "high_low_pass", "delay", "pitch_shift", "reverberation", "mixed"])

@@ -201,6 +201,7 @@ STATED = {
     "8-bit AdamW": "a name",
     "4 bits": "what bitsandbytes calls it",
     "`views_gb`, 20": "a default",
+    "`decoded_gb`, 20": "a default",
     "`projection_dim`, 256": "a default",
     "0.07, 0.5 and 0.1": "defaults",
     "10 % of the steps": "a default",

@@ -94,9 +94,11 @@ def test_an_old_run_that_started_from_a_checkpoint_keeps_the_template_that_it_wa
 @pytest.mark.slow
 def test_a_half_trained_fold_of_an_old_recipe_ends_as_if_it_had_not_been_cut_off(command, tmp_path, monkeypatch):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
-    main([*command, "--split_seed", "43", "--output_dir", str(straight)])
+    command = [*command, "--augmentation", "mixed"]  # whose views are others today
+    old_draws = ["--split_seed", "43", "--augmentation_edition", "1"]
+    main([*command, *old_draws, "--output_dir", str(straight)])
     run = [*command, "--save_strategy", "steps", "--save_steps", "2", "--output_dir", str(cut)]
-    cut_off(monkeypatch, [*run, "--split_seed", "43"], after_steps=5)
+    cut_off(monkeypatch, [*run, *old_draws], after_steps=5)
     recorded = yaml.safe_load((cut / "recipe.yaml").read_text())
     old = {name: value for name, value in recorded.items() if name in OLD_RECIPE}
     assert old.keys() == OLD_RECIPE.keys() and len(old) < len(recorded)
@@ -114,6 +116,7 @@ def assert_same_fold(found, expected):
 def test_a_run_that_old_code_left_half_done_is_finished(command, tmp_path, monkeypatch):
     """The old commit itself begins, in a process of its own, and is killed in its second epoch."""
     root, source = Path(__file__).resolve().parents[1], tmp_path / "source"
+    command = [*command, "--augmentation", "mixed"]
     (source / "lascl").mkdir(parents=True)
     archive = subprocess.run(["git", "-C", str(root), "archive", OLD_COMMIT], capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x", "-C", str(source / "lascl")], input=archive, check=True)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from transformers import AutoFeatureExtractor, TrainingArguments
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainingArguments, load_corpus, make_folds, train
 from lascl.data import Fold, SpeechCollator, SpeechDataset
+from lascl.data.augmentation import AUGMENTATIONS
 from lascl.modeling_lascl import LaSCLModel
 from lascl.studies import forecast
 from lascl.studies.forecast import views_heard_once
@@ -61,6 +63,7 @@ CHANGED = {
     "protocol": "leave_one_speaker_out",
     "num_folds": 3,
     "augmentation": "polarity_inversion",
+    "augmentation_edition": 1,  # noise is the same in both: for others, see below
     "augmentation_period": 3,
     "seed": 43,
     "augmentation_seed": 44,
@@ -106,6 +109,8 @@ UNTRIED = {
     "lora_rank": "trains the encoder: nothing is kept",
     "views_dir": "where they are kept",
     "views_gb": "how much is kept",
+    "decoded_dir": "where samples are kept that are the same",
+    "decoded_gb": "how much of them is kept",
     **dict.fromkeys(HUB, "said when a fold is finished"),
 }
 # The same blocks, of which other rows are trained on, or in another scale.
@@ -258,7 +263,7 @@ def test_stock_s_other_fields_are_not_read_where_views_are_made(fields, tmp_path
     extractor = AutoFeatureExtractor.from_pretrained(recipe.audio_encoder)
     speech = fold_module.training_data(recipe, corpus, Fold(1, [0, 1, 2], []), args, extractor)
     pooled.embed_views(model, speech, SpeechCollator(extractor), {}, args)
-    assert args.read - CHANGED.keys() == {"disable_tqdm", "dataloader_num_workers"}
+    assert args.read - CHANGED.keys() == {"disable_tqdm", "workers_for"}
 
 
 # ------------------------------------------------------------------------------------------------------- what is heard
@@ -287,6 +292,26 @@ def test_an_extractor_that_was_changed_gives_other_views(begin, fields, tmp_path
     shared, _ = begin(encoded, audio_encoder=str(encoder))
     alone, _ = begin({}, audio_encoder=str(encoder))
     assert are_alike(shared, alone) and not are_alike(shared, before)
+
+
+def test_an_edition_whose_samples_are_others_has_other_views(fields, clips):
+    assert "augmentation_edition" in inspect.signature(SpeechDataset).parameters
+    corpus = load_corpus("csv", clips)
+    model = LaSCLForAudioClassification.from_encoders(fields["audio_encoder"], fields["text_encoder"], ["a", "b"]).lascl
+    extractor = AutoFeatureExtractor.from_pretrained(fields["audio_encoder"])
+    others = set()
+    for name in AUGMENTATIONS[1:]:
+        of_name = {"augmentation": name, "num_views": 2, "augmentation_period": 1}
+        of_name |= {"sampling_rate": RATE, "max_duration_s": 1.0}
+        old, new = (
+            pooled.view_keys(
+                model, SpeechDataset(corpus, [0, 1], augmentation_edition=edition, **of_name), extractor, weights="w"
+            )
+            for edition in (1, 2)
+        )
+        assert old[0, 0] == new[0, 0]
+        others |= {name} if old[1, 0] != new[1, 0] else set()
+    assert others == {"high_low_pass", "pitch_shift", "reverberation", "mixed"}
 
 
 NAMING = """

@@ -43,7 +43,7 @@ def seconds_of_a_view(
         with torch.no_grad():
             model.lascl(**send_to_device(batch, model.device)).pooled_audio.cpu()  # waits for a GPU
         encoded_s = time.monotonic() - began - read_s
-    workers = args.dataloader_num_workers
+    workers = args.workers_for(speech)["num_workers"]
     batch_s = max(read_s / workers, encoded_s) if workers else read_s + encoded_s
     share = statistics.fmean(speech.durations_s) / max(statistics.fmean(speech.durations_s[row] for row in rows), 1e-3)
     return batch_s / len(rows) * share

@@ -14,7 +14,9 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import ParallelMode
 from transformers.utils import is_in_notebook
 
+from lascl.data.augmentation import EDITIONS
 from lascl.training.stock_fields import OWN_GROUPS, REFUSED, refuse
+from lascl.training.workers import FEWEST_ROWS, default_workers
 
 
 PROBED_STEPS = 10**6  # of a training that is never done, to see whether its schedule can be built
@@ -26,13 +28,14 @@ class LaSCLTrainingArguments(TrainingArguments):
 
     Fields of its own: `encoder_learning_rate`, `num_views`, `augmentation`, `global_batch_size`,
     `bucket_by_length`, `utterances_per_class`, `corpus_exponent`, `contrastive_chunk_size`, `contrastive_chunk_s`,
-    `augmentation_period`, `augmentation_seed`. Defaults that differ from stock: `learning_rate` (1e-3, for all but the
-    audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a share of all steps),
-    `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each epoch),
-    `save_total_limit` (2), `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on where
-    they stopped), `disable_tqdm` (bars on a terminal or in a notebook alone), `dataloader_pin_memory` (where there is a
-    GPU), `ddp_find_unused_parameters` (true, also with gradient checkpointing) and `remove_unused_columns` (must stay
-    false: batches are made from columns that no model takes).
+    `augmentation_period`, `augmentation_seed`, `augmentation_edition`. Defaults that differ from stock: `learning_rate`
+    (1e-3, for all but the audio encoder), `num_train_epochs` (50), `lr_scheduler_type` (cosine), `warmup_steps` (0.1, a
+    share of all steps), `weight_decay` (0.01), and, for convenience, `logging_strategy` and `save_strategy` (each
+    epoch), `save_total_limit` (2), `report_to` (nothing), `restore_callback_states_from_checkpoint` (true: logs go on
+    where they stopped), `disable_tqdm` (bars on a terminal or in a notebook alone), `dataloader_num_workers` (what the
+    machine has, see `lascl.training.workers`), `dataloader_pin_memory` (where there is a GPU),
+    `ddp_find_unused_parameters` (true, also with gradient checkpointing) and `remove_unused_columns` (must stay false:
+    batches are made from columns that no model takes).
 
     A field of stock's that nothing here would act by is refused by name (`lascl.training.stock_fields`). What would
     choose a checkpoint, stop or lower a rate by a score of the evaluation (`load_best_model_at_end`,
@@ -86,11 +89,17 @@ class LaSCLTrainingArguments(TrainingArguments):
     augmentation_seed: int | None = field(
         default=None, metadata={"help": "Draws the augmentations; by default seed does."}
     )
+    augmentation_edition: int = field(
+        default=EDITIONS[-1], metadata={"help": "1 makes what older versions made of the same draws, more slowly."}
+    )
     contrastive_chunk_size: int | None = field(
         default=None, metadata={"help": "Utterances a process embeds at once: same gradients, less memory."}
     )
     contrastive_chunk_s: float | None = field(
         default=None, metadata={"help": "Or so many seconds of audio, padding counted; one utterance at least."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read and augment; by default what the machine has."}
     )
     per_device_train_batch_size: int | None = None  # derived
     logging_nan_inf_filter: bool = False
@@ -120,6 +129,11 @@ class LaSCLTrainingArguments(TrainingArguments):
         refuse(vars(self), REFUSED)
         if self.disable_tqdm is None and not (sys.stderr.isatty() or is_in_notebook()):
             self.disable_tqdm = True  # in a file bars are thousands of lines
+        self.chooses_workers = self.dataloader_num_workers is None
+        if self.chooses_workers:
+            wanted = bool(self.dataloader_persistent_workers or self.dataloader_prefetch_factor)  # of workers, if any
+            found = default_workers(has_accelerator=torch.cuda.is_available() and not self.use_cpu)
+            self.dataloader_num_workers = max(found, int(wanted))
         given = self.per_device_train_batch_size
         if given is None:  # stock reads it before it is known how many processes there are
             launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -153,11 +167,26 @@ class LaSCLTrainingArguments(TrainingArguments):
         self._check_chunks()
         if self.augmentation_period is not None and self.augmentation_period < 1:
             raise ValueError(f"augmentation_period must be at least 1; found {self.augmentation_period}.")
+        if self.augmentation_edition not in EDITIONS:
+            known = " or ".join(map(str, EDITIONS))
+            raise ValueError(f"augmentation_edition must be {known}; found {self.augmentation_edition}.")
         if not 0 <= self.corpus_exponent <= 1:
             raise ValueError(f"corpus_exponent must lie between 0 and 1; found {self.corpus_exponent}.")
         self._check_choice()
         self._check_numbers()
         self._check_optimiser()
+
+    def workers_for(self, dataset) -> dict[str, int | bool | None]:
+        """`num_workers`, `persistent_workers` and `prefetch_factor` of a loader: none for data that need not be made
+        (`is_at_hand`), and, unless workers were asked for, none for a few rows."""
+        has_few = hasattr(dataset, "__len__") and len(dataset) < FEWEST_ROWS
+        is_small = self.chooses_workers and has_few
+        num_workers = 0 if is_small or getattr(dataset, "is_at_hand", False) else self.dataloader_num_workers
+        return {
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0 and self.dataloader_persistent_workers,
+            "prefetch_factor": self.dataloader_prefetch_factor if num_workers else None,
+        }
 
     @property
     def chooses(self) -> str | None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoFeatureExtractor
 
 from lascl.data import SAMPLING_RATE, Fold, SpeechCollator, SpeechDataset
+from lascl.data.decoded import DecodedAudio
 from lascl.data.words import corpus_of_rows, words_of_fold
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.arguments import LaSCLTrainingArguments
@@ -29,7 +30,7 @@ from lascl.training.run_directory import link_or_copy, write_json
 from lascl.training.start import Start
 from lascl.training.trackers import tracked
 from lascl.training.trainer import LaSCLTrainer
-from lascl.training.views import GB, ViewStore, default_folder
+from lascl.training.views import GB, ViewStore, default_decoded_folder, default_folder
 
 
 # What the clock says, and an estimate of stock's that is meant for tokens: not in `log_history.json`.
@@ -86,7 +87,8 @@ def fold_data(
         return FoldData(
             train, {name: pooled(rows, num_views=1) for name, rows in watched.items()}, collate_pooled, cost
         )
-    clean = partial(SpeechDataset, corpus, sampling_rate=extractor.sampling_rate, max_duration_s=limit_s, words=words)
+    audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": limit_s, "decoded": train.decoded}
+    clean = partial(SpeechDataset, corpus, **audio, words=words)
     if takes_statistics:
         loader = DataLoader(clean(fold.train), args.eval_batch_size, collate_fn=collator)
         model.lascl.set_pooled_statistics(pool_utterances(model.to(args.device), loader))
@@ -111,10 +113,12 @@ def training_data(
     return SpeechDataset(
         corpus,
         fold.train,
+        decoded=None if extractor is None else decoded_audio(recipe),
         sampling_rate=getattr(extractor, "sampling_rate", SAMPLING_RATE),
         max_duration_s=clip_limit_s(recipe, extractor),
         augmentation=args.augmentation,
         num_views=args.num_views,
+        augmentation_edition=args.augmentation_edition,
         augmentation_period=args.augmentation_period,
         seed=args.seed if args.augmentation_seed is None else args.augmentation_seed,
         words=words_of_fold(corpus, fold) if words is None else words,
@@ -129,6 +133,12 @@ def everything_of(corpus) -> Fold:
 def view_store(recipe: Recipe) -> ViewStore | None:
     """Where views are kept on disk, if they are."""
     return ViewStore(recipe.views_dir or default_folder(), recipe.views_gb * GB) if recipe.views_gb else None
+
+
+def decoded_audio(recipe: Recipe) -> DecodedAudio | None:
+    """Where decoded and resampled audio is kept, if it is."""
+    folder = recipe.decoded_dir or default_decoded_folder()
+    return DecodedAudio(folder, recipe.decoded_gb * GB) if recipe.decoded_gb else None
 
 
 def groups_of(corpus) -> dict[str, list[str] | None]:

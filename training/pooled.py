@@ -37,10 +37,12 @@ from lascl.training.views import Block, JoinedBlock, ViewStore
 # What makes no view, of the settings and weights that surround one. All the rest is taken to make it: a setting that
 # is new and not named here costs an encoding too many, and never trains one variant on another's audio.
 NO_PART_OF_A_VIEW = {
-    # Labels are not heard; lengths follow from the files; which view and which epoch is said with each key.
+    # Labels are not heard; lengths follow from the files; which view and which epoch is said with each key, and the
+    # edition by the transform itself; a copy of decoded samples is the samples.
     "data": (
         *("labels", "label_names", "label_masks", "corpora"),
-        *("durations_s", "num_views", "augmentation_period", "_epoch"),
+        *("durations_s", "num_views", "augmentation_edition", "augmentation_period", "_epoch"),
+        *("decoded", "decoded_keys"),
     ),
     # What becomes of pooled audio, what is trained, and names.
     "configuration": (
@@ -70,6 +72,8 @@ class PooledDataset(Dataset):
         num_views: V, of those of `speech`; 1 is the clean view alone.
         statistics: of `speech`, by which its audio is standardised; by default it is not.
     """
+
+    is_at_hand = True  # no worker could be faster
 
     def __init__(
         self,
@@ -224,7 +228,7 @@ def by_corpus(speech: SpeechDataset) -> list[tuple[list[int], SpeechDataset]]:
 def _part(speech: SpeechDataset, rows: list[int]) -> SpeechDataset:
     """Some utterances of a data set, everything else as it is; for their audio alone, which has no labels."""
     part = copy.copy(speech)
-    for name in ("ids", "paths", "labels", "durations_s"):
+    for name in ("ids", "paths", "labels", "durations_s", "decoded_keys"):
         setattr(part, name, [getattr(speech, name)[row] for row in rows])
     part.corpora = part.label_masks = None
     return part
@@ -263,7 +267,9 @@ def view_keys(
     hashes = content_hashes(speech.paths)
     settings["paths"] = [hashes[path] for path in speech.paths]
     # Built anew, because a transform keeps what it drew last.
-    settings["augmentation"] = build_augmentation(speech.augmentation_name, speech.sampling_rate)
+    settings["augmentation"] = build_augmentation(
+        speech.augmentation_name, speech.sampling_rate, speech.augmentation_edition
+    )
     drawn = [settings.pop(name) for name in ("ids", "augmentation_name", "augmentation", "seed")]
     clean = _digest(
         {
@@ -384,8 +390,8 @@ def _embed(model, dataset: OneView, collator, args, progress) -> Iterator[tuple[
     loader = DataLoader(
         dataset,
         batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
         collate_fn=collator,
+        **args.workers_for(dataset),
     )
     start = 0
     for batch in loader:

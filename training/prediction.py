@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor
 
 from lascl.data import Fold, SpeechCollator, SpeechDataset
+from lascl.data.decoded import DecodedAudio
 from lascl.data.words import corpus_of_rows, own_words
 from lascl.evaluation.predictions import PROBABILITY, head_probabilities
 from lascl.modeling_lascl import LaSCLForAudioClassification
@@ -31,6 +32,7 @@ def predict_fold(
     *,
     max_duration_s: float,
     batch_size: int,
+    decoded: DecodedAudio | None = None,
     known: Callable[..., Dataset | None] | None = None,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """Predicts the test utterances of a fold with a saved checkpoint, loaded again, in float32.
@@ -43,6 +45,7 @@ def predict_fold(
     for is the likeliest of the words that its own corpus annotates.
 
     Args:
+        decoded: of `SpeechDataset`.
         known: of model, feature extractor and rows, the pooled audio of these, a data set for `collate_pooled`, or
             `None` where the model has to hear them.
 
@@ -64,10 +67,9 @@ def predict_fold(
     model.lascl.takes_odd_audio = True  # as training does: every file was looked at
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
     rows = fold.test[state.process_index :: state.num_processes]
-    dataset = SpeechDataset(corpus, rows, sampling_rate=extractor.sampling_rate, max_duration_s=max_duration_s)
-    pooled = known(model, extractor, rows) if known else None
-    collate = SpeechCollator(extractor) if pooled is None else collate_pooled
-    loader = DataLoader(dataset if pooled is None else pooled, batch_size=batch_size, collate_fn=collate)
+    audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": max_duration_s, "decoded": decoded}
+    dataset = SpeechDataset(corpus, rows, **audio)
+    loader = _loader(dataset, known(model, extractor, rows) if known else None, extractor, batch_size)
     classified = model.config.labels if model.config.classifier_labels is None else []
     names, owned, head = dataset.label_names, own_words(corpus), model.config.prediction_head
     if owned is None:
@@ -110,6 +112,13 @@ def predict_fold(
         "label_embeds": label_embeds.cpu().numpy(),
     }
     return list(table), geometry
+
+
+def _loader(dataset: SpeechDataset, pooled: Dataset | None, extractor, batch_size: int) -> DataLoader:
+    """Batches of audio; of pooled audio, where that is known."""
+    if pooled is None:
+        return DataLoader(dataset, batch_size=batch_size, collate_fn=SpeechCollator(extractor))
+    return DataLoader(pooled, batch_size=batch_size, collate_fn=collate_pooled)
 
 
 def _check_words(names: list[str], tested: Sequence[int], words: list[str]):

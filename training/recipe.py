@@ -46,6 +46,7 @@ FULL_DATA = "full-data"  # in a run directory, beside the folds: what was traine
 # Training fields that a run directory always records, beside those a recipe sets.
 RECORDED = (
     "augmentation",
+    "augmentation_edition",
     "augmentation_period",
     "augmentation_seed",
     "bucket_by_length",
@@ -72,6 +73,7 @@ WHEN_ABSENT = {
     "pooled_frames": "valid",
     "pooled_dropout": 0.0,
     "augmentation_seed": lambda old: old.get("seed", 42),
+    "augmentation_edition": 1,
     "corpora": None,
     "corpus_exponent": 0.5,
     "final_model": False,
@@ -136,7 +138,7 @@ class Publishing:
 
 
 HUB = tuple(field.name for field in dataclasses.fields(Publishing))
-WHERE_VIEWS_ARE_KEPT = ("views_dir", "views_gb")
+WHERE_IS_KEPT = ("views_dir", "views_gb", "decoded_dir", "decoded_gb")
 
 
 @dataclass
@@ -180,6 +182,8 @@ class Recipe(Publishing):
             `recipe.yaml`.
         views_dir, views_gb: where what a frozen encoder made of each view is kept, by default in the Hugging Face
             cache, and how much of it at most, in GB; 0 keeps nothing on disk. Not kept in `recipe.yaml`.
+        decoded_dir, decoded_gb: likewise of audio that was decoded and resampled to the encoder's rate; WAV files of
+            that rate and of one channel need no copy.
         The others: fields of `LaSCLConfig`, with its defaults. `training` is filled by `parse_recipe`.
     """
 
@@ -287,6 +291,10 @@ class Recipe(Publishing):
         default=None, help="where a frozen encoder's views are kept; by default in the Hugging Face cache"
     )
     views_gb: float = HfArg(default=20.0, help="of them at most so many GB are kept; 0: none; see lascl-views")
+    decoded_dir: str | None = HfArg(
+        default=None, help="where decoded and resampled audio is kept; by default in the Hugging Face cache"
+    )
+    decoded_gb: float = HfArg(default=20.0, help="of it at most about so many GB are kept; 0: none; see lascl-views")
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
@@ -327,8 +335,9 @@ class Recipe(Publishing):
             raise ValueError("folds none trains nothing; for a model of everything, add final_model: true.")
         if not self.max_duration_s > 0:
             raise ValueError(f"max_duration_s must be above 0; found {self.max_duration_s:g}.")
-        if not self.views_gb >= 0:
-            raise ValueError(f"views_gb must be at least 0; found {self.views_gb}.")
+        for name in ("views_gb", "decoded_gb"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0; found {getattr(self, name)}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be at least 0; found {self.lora_rank}.")
         if self.lora_rank and self.freeze_audio_encoder:
@@ -474,7 +483,7 @@ class Recipe(Publishing):
     def to_dict(self) -> dict:
         """The recipe as it would stand in a YAML file, with every default that decides a run written out; without the
         fields of publishing."""
-        left_out = (*HUB, *WHERE_VIEWS_ARE_KEPT)
+        left_out = (*HUB, *WHERE_IS_KEPT)
         recipe = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
         training = recipe.pop("training")
         recorded = {f.name: f.default for f in dataclasses.fields(LaSCLTrainingArguments) if f.name in RECORDED}

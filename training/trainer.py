@@ -5,6 +5,7 @@ Letters: W processes, B_w rows of a batch on process w and B on all, K labels, D
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import sys
@@ -127,10 +128,8 @@ class LaSCLTrainer(Trainer):
             self.train_dataset,
             batch_sampler=self._sampler,
             collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
+            **args.workers_for(self.train_dataset),
             # Not of every 5.x.
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
             in_order=getattr(args, "dataloader_in_order", True),
@@ -155,13 +154,27 @@ class LaSCLTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
         """Stock's, of labels that mean the model's words."""
         named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
-        check_words(self.eval_dataset if named is None else named, self.accelerator.unwrap_model(self.model).config)
-        return super().get_eval_dataloader(eval_dataset)
+        named = self.eval_dataset if named is None else named
+        check_words(named, self.accelerator.unwrap_model(self.model).config)
+        with self._workers_for(named):
+            return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> torch.utils.data.DataLoader:
         """As `get_eval_dataloader`."""
         check_words(test_dataset, self.accelerator.unwrap_model(self.model).config)
-        return super().get_test_dataloader(test_dataset)
+        with self._workers_for(test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _workers_for(self, dataset):
+        """Stock's loaders take their workers from the arguments, whatever the data set: meanwhile these are its own."""
+        own = {f"dataloader_{name}": value for name, value in self.args.workers_for(dataset or ()).items()}
+        before = {name: getattr(self.args, name) for name in own}
+        vars(self.args).update(own)
+        try:
+            yield
+        finally:
+            vars(self.args).update(before)
 
     def hyperparameter_search(self, *args, **kwargs):
         """Stock's, over a data set called `validation` and no other: its objective is the sum of all scores."""

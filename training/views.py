@@ -1,9 +1,10 @@
-"""What frozen encoders made of audio, kept on disk and found again by every run, fold, variant and study.
+"""What frozen encoders made of audio, kept on disk and found again by every run, fold, variant and study; and, beside
+it, the audio that was decoded and resampled (`lascl.data.decoded`).
 
 A block is the pooled audio (N, d_a) of N utterances in one view. Its name, of `lascl.training.pooled.view_keys`,
 follows from all that makes it; `NAME.npy` holds it, and `NAME.json`, which is written last, its size and checksum.
 
-    lascl-views             says what is kept, and how much that is
+    lascl-views             says what is kept of both, and how much that is
     lascl-views --empty     deletes it
 """
 
@@ -28,6 +29,7 @@ from huggingface_hub import cached_assets_path
 from transformers.utils import logging
 
 from lascl.console import unless_pipe_closes
+from lascl.data.decoded import DecodedAudio
 from lascl.training.run_directory import write_json
 
 
@@ -46,6 +48,11 @@ MAPPED_AT_MOST = 2**23
 def default_folder() -> Path:
     """In the Hugging Face cache, where libraries keep what is not downloaded."""
     return cached_assets_path("lascl", namespace="views")
+
+
+def default_decoded_folder() -> Path:
+    """Beside it, of decoded audio."""
+    return cached_assets_path("lascl", namespace="decoded")
 
 
 class Block:
@@ -246,23 +253,31 @@ def _checksum(path: Path) -> int:
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
         prog="lascl-views",
-        description="Says what is kept of what frozen encoders made of audio, or deletes it: then it is encoded anew "
-        "when it is needed.",
+        description="Says what is kept of what frozen encoders made of audio, and of audio that was decoded and "
+        "resampled, or deletes it: then it is made anew when it is needed.",
     )
     parser.add_argument("--views_dir", type=Path, help="of runs that have one; by default the Hugging Face cache's")
+    parser.add_argument("--decoded_dir", type=Path, help="likewise, of decoded audio")
     parser.add_argument("--empty", action="store_true", help="delete it")
     options = parser.parse_args(argv)
-    if options.views_dir and not options.views_dir.is_dir():
-        print(f"lascl-views: there is no folder {options.views_dir}.", file=sys.stderr)
-        sys.exit(2)
+    for folder in (options.views_dir, options.decoded_dir):
+        if folder and not folder.is_dir():
+            print(f"lascl-views: there is no folder {folder}.", file=sys.stderr)
+            sys.exit(2)
     store = ViewStore(options.views_dir or default_folder(), float("inf"))
     blocks = store.blocks()
     total_gb = sum(size for _, size, _ in blocks) / GB
     kept = f"{len(blocks)} block{'' if len(blocks) == 1 else 's'} of views, {total_gb:.2f} GB"
+    decoded = DecodedAudio(options.decoded_dir or default_decoded_folder(), float("inf"))
+    files = decoded.files()
+    audio = f"{len(files)} decoded recording{'' if len(files) == 1 else 's'}, {sum(f[1] for f in files) / GB:.2f} GB"
     if options.empty:
         store.empty()
+        decoded.shrink(0)
         print(f"{store.folder}: deleted {kept}.")
+        print(f"{decoded.folder}: deleted {audio}.")
         return
+    print(f"{decoded.folder}: {audio}.")
     print(f"{store.folder}: {kept}.")
     for used, size, key in reversed(blocks):
         print(f"{key}  {size / GB:8.3f} GB  last used {time.strftime('%Y-%m-%d %H:%M', time.localtime(used))}")
