@@ -479,3 +479,28 @@ def test_own_recordings(load, tmp_path, audio_encoders, text_encoder):
     for measured in found["measured"].values():
         assert 0 <= measured["ua"] <= 1 and 0.01 <= measured["temperature"] <= 10
     assert len({row["by one fitted to the other speakers"] for row in found["rows"]}) > 1
+
+
+def test_data_path(load, tmp_path, monkeypatch, audio_encoders, text_encoder, emodb_like):
+    """Both times with today's code: that an old commit can be put on the path, git's worktree sees to."""
+    module = load("data_path", STEPS=2, ROUNDS=dict.fromkeys(("views", "epoch", "loop"), 1))
+    package_of = module.package_of
+    monkeypatch.setattr(module, "package_of", lambda commit, folder: package_of(None, folder))
+    told, known = [], {}
+
+    def run_apart(file, *arguments, **variables):
+        assert (Path(variables["PYTHONPATH"]) / "lascl" / "train.py").is_file()
+        told.append(arguments[0])
+        options = module.parsed(list(arguments))
+        if options.part not in known:  # once is enough
+            known[options.part] = json.dumps(module.PARTS[options.part](options))
+        return json.loads(known[options.part])
+
+    monkeypatch.setattr(sys.modules["measuring"], "run_apart", run_apart)
+    encoders = ["--audio_encoder", audio_encoders["wav2vec2-layer"], "--text_encoder", text_encoder]
+    module.main(["--data_dir", str(emodb_like), *encoders, "--utterances", "8"])
+    assert told == [f"--part={part}" for part in ("views", "epoch", "loop") for _ in range(2)]
+    found = checked_table(tmp_path, "data_path", 11)
+    assert found["commits"] == {"views": "2c92f68", "epoch": "2c92f68", "loop": "e9d9ffa"}
+    assert found["measured"]["loop"]["after"][0]["by place"]
+    assert 0 <= found["measured"]["epoch"]["after"][0]["data_wait_share"] < 1
