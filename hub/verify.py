@@ -144,7 +144,10 @@ def verify(folder: str | Path, corpus: datasets.Dataset, *, batch_size: int = 8)
         raise ValueError(f"{folder}/predictions.csv has no column {lacking[0]!r}.")
     faults = [fault for row in rows for fault in _differences(published[row["id"]], row, config.prediction_head)]
     answers, own = list(published.values()), own_words(corpus)
-    scores = score_rows(answers, labels_of(answers, labels, own), own=own)
+    try:
+        scores = score_rows(answers, labels_of(answers, labels, own), own=own)
+    except ValueError as error:  # probabilities that are none: no score follows from them
+        return [*faults, f"predictions.csv: {error}"]
     for score, (metric, name, _) in METRICS.items():
         claimed = float(claims[metric].metric_value)
         if not abs(claimed - scores[score]) <= 0.501 * 10**-DECIMALS:  # half a unit of the last decimal

@@ -177,7 +177,7 @@ def test_gradient_cache(load, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("encoder", ["random", "whisper"])
-def test_inference(load, tmp_path, audio_encoders, bfloat16_attention, encoder):
+def test_inference(load, tmp_path, audio_encoders, encoder):
     longest_s = 1 if encoder == "whisper" else 0.1  # a window has whole seconds
     module = load("batching", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, longest_s), ROUNDS=1)
     module.main([] if encoder == "random" else ["--audio_encoder", audio_encoders[encoder]])
@@ -187,7 +187,7 @@ def test_inference(load, tmp_path, audio_encoders, bfloat16_attention, encoder):
         assert row["same labels"].endswith(" of 10") and float(row["utterances/s"]) > 0
 
 
-def test_labels_that_depend_on_the_batch_are_refused(load, monkeypatch, bfloat16_attention):
+def test_labels_that_depend_on_the_batch_are_refused(load, monkeypatch):
     module = load("batching", ON_CPU=WAVLM, NUM_CLIPS=10, DURATIONS_S=(0.05, 0.1), ROUNDS=1)
     classify = module.classify
 

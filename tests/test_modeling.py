@@ -666,9 +666,7 @@ def test_gradient_checkpointing_of_a_trained_group_norm_survives_a_second_forwar
 
 
 @pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-layer", "data2vec-audio", "whisper"])
-def test_under_bfloat16_autocast_the_loss_is_float32_and_near_that_without(
-    family, audio_encoders, text_encoder, bfloat16_attention
-):
+def test_under_bfloat16_autocast_the_loss_is_float32_and_near_that_without(family, audio_encoders, text_encoder):
     model = build(audio_encoders[family], text_encoder).train()
     inputs = {**speech(family), "labels": torch.tensor([0, 1, 0])}
     expected = model(**inputs).loss.item()
@@ -738,7 +736,6 @@ def test_half_precision_scores_in_float32(in_half_precision):
     torch.testing.assert_close(out.class_logits.double(), by_classifier, rtol=0, atol=1e-4)
 
 
-@pytest.mark.usefixtures("bfloat16_attention")
 @pytest.mark.parametrize("family", ["wav2vec2-layer", "whisper"])
 @pytest.mark.parametrize("fields", [{}, {"audio_layers": "1,2", "standardise_audio": True}, {"audio_pooling": "max"}])
 def test_a_model_in_bfloat16_answers_in_float32_near_what_it_does_in_float32(

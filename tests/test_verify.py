@@ -71,11 +71,20 @@ def test_one_digit_of_a_probability_is_found(published, verify, column):
     value = float(before[column])
     edit_row(published, 5, **{column: f"{value + 0.00005:.9g}"})  # as another machine may say
     assert verify(published)[0] == 0
-    row = edit_row(published, 5, **{column: f"{value + 0.001:.9g}"})
+    row = edit_row(published, 5, **{column: f"{value + 0.0005:.9g}"})
     code, output = verify(published)
     (line,) = [line for line in output.splitlines() if " published, " in line]
     assert code == 1 and f"{published}: does not hold\n" in output
     assert line == f"{row['id']}, {column}: {row[column]} published, {value:.6g} now."
+
+
+def test_probabilities_that_are_none_are_found_with_their_row(published, verify):
+    """Beyond what may be called probabilities, from which no calibration follows."""
+    row = edit_row(published, 5, probability_classifier_sadness="0.95")
+    code, output = verify(published)
+    assert code == 1 and f"{published}: does not hold\n" in output
+    assert f"{row['id']}, probability_classifier_sadness: 0.95 published, " in output
+    assert "Row 5 holds no probabilities" in output
 
 
 @pytest.mark.parametrize("column", ["prediction", "prediction_classifier", "reference", "speaker"])
