@@ -89,6 +89,23 @@ def checked_phrasings(phrasings: Mapping | None, name: str = "label_phrasings") 
     return {word: list(phrases) for word, phrases in phrasings.items()} or None
 
 
+def checked_weights(weights: Mapping | None) -> dict[str, float] | None:
+    """Weights by label word, as `class_weights` has them; `None` if there are none.
+
+    Raises:
+        ValueError: no mapping from words to numbers above 0.
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"class_weights must map words to numbers, as {{'anger': 2.0}}; found {weights!r}.")
+    for word, weight in weights.items():
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not isinstance(word, str) or not is_number or not 0 < weight < float("inf"):
+            raise ValueError(f"class_weights must map words to numbers above 0; found {weight!r} for {word!r}.")
+    return {word: float(weight) for word, weight in weights.items()} or None
+
+
 def words_key(words: Iterable[str]) -> str:
     """Under what `label_temperatures` has a set of words."""
     return ", ".join(sorted(words))
@@ -175,6 +192,9 @@ class LaSCLConfig(PretrainedConfig):
         target_smoothing (`float`, *optional*, defaults to 0.0):
             Share of each label, or of the shares of votes, that is spread over the words of its corpus in training, in
             [0, 1). What it weighs in eq. 4 and in the cross entropy: see `joint_loss`.
+        class_weights (`dict[str, float]`, *optional*):
+            By label word, what its utterances and itself weigh in both losses, above 0; words that are not named weigh
+            1. See `joint_loss`.
         label_anchors (`bool`, *optional*, defaults to `True`):
             Whether the label embeddings take part in eq. 4. `False` is the paper's "w/o label embedding".
         prediction_head (`str`, *optional*, defaults to `"label"`):
@@ -200,7 +220,7 @@ class LaSCLConfig(PretrainedConfig):
     # needs none of them still loads under the code of the first ones.
     _later_fields = (
         *("contrastive_reduction", "audio_window", "audio_level", "pooled_frames", "pooled_dropout"),
-        *("label_phrasings", "label_temperatures", "target_smoothing"),
+        *("label_phrasings", "label_temperatures", "target_smoothing", "class_weights"),
     )
 
     # Long: each field has a line among the arguments and one where it is kept.
@@ -230,6 +250,7 @@ class LaSCLConfig(PretrainedConfig):
         divergence_weight: float = 0.1,
         contrastive_reduction: str = "mean",
         target_smoothing: float = 0.0,
+        class_weights: Mapping[str, float] | None = None,
         label_anchors: bool = True,
         prediction_head: str = "label",
         classifier_labels: list[str] | None = None,
@@ -258,6 +279,7 @@ class LaSCLConfig(PretrainedConfig):
         self.divergence_weight = divergence_weight
         self.contrastive_reduction = contrastive_reduction
         self.target_smoothing = target_smoothing
+        self.class_weights = checked_weights(class_weights)
         self.label_anchors = label_anchors
         self.prediction_head = prediction_head
         self.classifier_labels = classifier_labels

@@ -182,12 +182,24 @@ def _anchors(embeddings, labels, temperature, comparable=None) -> tuple[torch.Te
 
 
 def _over_anchors(
-    summands: torch.Tensor, weights: torch.Tensor, contrastive_reduction: str
+    summands: torch.Tensor,
+    weights: torch.Tensor,
+    contrastive_reduction: str,
+    class_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both 0-dim: eq. 4 of what `_anchors` gives, and A, the sum of a_i; 1, to divide by, where no anchor counts."""
-    total, num_anchors = summands.sum(), weights.sum()
-    num_anchors = torch.where(num_anchors > 0, num_anchors, torch.ones_like(num_anchors))
+    """Both 0-dim: eq. 4 of what `_anchors` gives, and A, the sum of a_i; 1, to divide by, where no anchor counts. With
+    class weights (M,) its mean over anchors is one by these."""
+    num_anchors = _divisor(weights.sum())
+    if class_weights is not None:
+        mean = (class_weights * summands).sum() / _divisor((class_weights * weights).sum())
+        return mean * num_anchors if contrastive_reduction == "sum" else mean, num_anchors
+    total = summands.sum()
     return total if contrastive_reduction == "sum" else total / num_anchors, num_anchors
+
+
+def _divisor(total: torch.Tensor) -> torch.Tensor:
+    """A sum of weights, or 1 where there are none."""
+    return torch.where(total > 0, total, torch.ones_like(total))
 
 
 def label_divergence_loss(label_embeddings: torch.Tensor, comparable: torch.Tensor | None = None) -> torch.Tensor:
@@ -243,6 +255,7 @@ def joint_loss(
     contrastive_reduction: str = "mean",
     label_mask: torch.Tensor | None = None,
     target_smoothing: float = 0.0,
+    class_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""The training objective (eq. 9).
 
@@ -292,6 +305,10 @@ def joint_loss(
     smoothed, so that in a batch of K words alike often the utterances of other words weigh (2 - s) s (1 - 1/K) of an
     anchor: nearly twice as much. Between an utterance and the labels it is what it is in L_CE.
 
+    `class_weights` c weigh the means over anchors and over rows: an audio row by sum_k p_ik c_k (unsmoothed), label k
+    by c_k, and both losses divide by the sum of weights, so that only their proportions count. A stays what it is:
+    `sum` is A times such a mean, and L_Label has no weights.
+
     Args:
         audio_embeds: (B, D), all views of all utterances (of all processes, in distributed training).
         label_embeds: (K, D), once, whatever the number of processes.
@@ -306,6 +323,7 @@ def joint_loss(
         label_mask: (B, K) of bool, the words that the corpus of each row annotates, its own label among them. `None`:
             all words; a mask of ones is the same to the bit, but for an empty batch, where no row annotates a pair.
         target_smoothing: s, in [0, 1]; 0 leaves labels and shares as they are.
+        class_weights: (K,) of a floating type, above 0; `None`: all alike, as they are if they are equal.
 
     Returns:
         The loss (0-dim) and its terms before lambda_1 and lambda_2 but after the reduction, so that eq. 9 joins them to
@@ -319,7 +337,7 @@ def joint_loss(
             the mask, or votes below 0 or not finite.
     """
     _check_reduction(contrastive_reduction)
-    _check_joint(audio_embeds, label_embeds, class_logits, labels, label_mask, target_smoothing)
+    _check_joint(audio_embeds, label_embeds, class_logits, labels, label_mask, target_smoothing, class_weights)
     num_labels, terms = len(label_embeds), {}
     precision = torch.promote_types(audio_embeds.dtype, torch.float32)
     if labels.is_floating_point():
@@ -327,6 +345,7 @@ def joint_loss(
     elif target_smoothing > 0:
         labels = F.one_hot(labels.long(), num_labels).to(precision)  # (B, K)
     targets = labels if target_smoothing == 0 else _smoothed(labels, label_mask, target_smoothing)
+    weights = None if class_weights is None else _row_weights(labels, class_weights.to(precision))  # (B,)
     loss = audio_embeds.new_zeros((), dtype=precision)
     if contrastive_weight > 0:
         embeddings, classes = audio_embeds, targets
@@ -336,7 +355,10 @@ def joint_loss(
             embeddings = torch.cat([_full_precision(audio_embeds), _full_precision(label_embeds)])  # (B + K, D)
             classes = _with_labels(targets, num_labels)
         anchors = _anchors(embeddings, classes, contrastive_temperature, comparable)
-        terms["contrastive"], num_anchors = _over_anchors(*anchors, contrastive_reduction)
+        of_anchors = (
+            torch.cat([weights, class_weights.to(weights)]) if label_anchors and weights is not None else weights
+        )
+        terms["contrastive"], num_anchors = _over_anchors(*anchors, contrastive_reduction, of_anchors)
         loss = loss + contrastive_weight * terms["contrastive"]
         if divergence_weight > 0:
             divergence = label_divergence_loss(label_embeds, comparable_labels)
@@ -344,12 +366,12 @@ def joint_loss(
             terms["divergence"] = divergence / num_anchors.clamp(min=1) if is_divided else divergence
             loss = loss + contrastive_weight * divergence_weight * terms["divergence"]
     if contrastive_weight < 1 and class_logits is not None:
-        terms["cross_entropy"] = _cross_entropy(class_logits, targets, label_mask)
+        terms["cross_entropy"] = _cross_entropy(class_logits, targets, label_mask, weights)
         loss = loss + (1 - contrastive_weight) * terms["cross_entropy"]
     return loss, terms
 
 
-def _check_joint(audio_embeds, label_embeds, class_logits, labels, label_mask, target_smoothing):
+def _check_joint(audio_embeds, label_embeds, class_logits, labels, label_mask, target_smoothing, class_weights):
     """Raises ValueError as `joint_loss` does."""
     num_rows, num_labels = len(audio_embeds), len(label_embeds)
     logits_shape = (num_rows, num_labels) if class_logits is None else class_logits.shape
@@ -362,6 +384,8 @@ def _check_joint(audio_embeds, label_embeds, class_logits, labels, label_mask, t
         )
     if not 0 <= target_smoothing <= 1:
         raise ValueError(f"target_smoothing must lie in [0, 1]; found {target_smoothing}.")
+    if class_weights is not None and class_weights.shape != (num_labels,):
+        raise ValueError(f"Expected class_weights (K,) = ({num_labels},); found {tuple(class_weights.shape)}.")
     _check_mask("label_mask", label_mask, (num_rows, num_labels), "B, K")
     if is_of_votes:
         _check_votes(labels)
@@ -390,14 +414,24 @@ def _with_labels(targets: torch.Tensor, num_labels: int) -> torch.Tensor:
     return torch.cat([targets, torch.arange(num_labels, device=targets.device, dtype=targets.dtype)])  # (B + K,)
 
 
-def _cross_entropy(class_logits, targets, label_mask) -> torch.Tensor:
-    """Eq. 8, its mean over the rows, of shares over those that have votes; 0-dim."""
+def _row_weights(labels: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:
+    """(B,) what rows of labels (B,) or shares (B, K) weigh; 0 without votes."""
+    return (labels * class_weights).sum(dim=1) if labels.is_floating_point() else class_weights[labels.long()]
+
+
+def _cross_entropy(class_logits, targets, label_mask, weights) -> torch.Tensor:
+    """Eq. 8, its mean over the rows, of shares over those that have votes; by `weights` (B,) where given. 0-dim."""
     with torch.autocast(class_logits.device.type, enabled=False):
         own = among_own_words(_full_precision(class_logits), label_mask)
-        if not targets.is_floating_point():
+        if not targets.is_floating_point() and weights is None:
             return F.cross_entropy(own, targets.long(), reduction="sum") / max(len(targets), 1)
-        log_probability = own.log_softmax(dim=1).masked_fill(targets == 0, 0)  # (B, K)
-        return -(targets * log_probability).sum() / targets.any(dim=1).sum().clamp(min=1)
+        if targets.is_floating_point():
+            summands = -(targets * own.log_softmax(dim=1).masked_fill(targets == 0, 0)).sum(dim=1)  # (B,)
+        else:
+            summands = F.cross_entropy(own, targets.long(), reduction="none")  # (B,)
+        if weights is None:
+            return summands.sum() / targets.any(dim=1).sum().clamp(min=1)
+        return (weights * summands).sum() / _divisor(weights.sum())
 
 
 def check_own_words(labels: torch.Tensor, label_mask: torch.Tensor):
@@ -1206,7 +1240,15 @@ class LaSCLForAudioClassification(LaSCLPreTrainedModel):
             contrastive_reduction=self.config.contrastive_reduction,
             label_mask=label_mask,
             target_smoothing=self.config.target_smoothing,
+            class_weights=self._class_weights(audio_embeds),
         )
+
+    def _class_weights(self, like: torch.Tensor) -> torch.Tensor | None:
+        """(K,) the weight of each label, 1 for one that has none; `None` if no label has one."""
+        weights = self.config.class_weights
+        if weights is None:
+            return None
+        return torch.tensor([weights.get(label, 1.0) for label in self.config.labels], device=like.device)
 
     def _classify(self, pooled_audio: torch.Tensor) -> torch.Tensor:
         """(B, K) of the classifier, in float32 also where its weights are in half precision: a logit near 14 has steps

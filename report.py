@@ -26,6 +26,7 @@ from lascl.evaluation.results import (
     results_table,
     why_no_interval,
 )
+from lascl.evaluation.votes import most_disputed, votes_cells
 from lascl.training.run_directory import write_text
 
 
@@ -96,6 +97,8 @@ def write_report(run_dir: str | Path, results: dict | None = None, *, baselines:
         "corpora": run.results.get("corpora", {}),
         "corpora_table": corpora_cells(run.results),
         "chance": chance(run),
+        "votes_table": votes_cells(run.results),
+        "disputed": most_disputed([*run.rows, *run.undecided], run.labels),
         "best_epoch": best_epoch_on_test(run.histories_by_fold),
         "num_speakers": len({row["speaker"] for row in run.rows}),
         "table": results_table(run.results),

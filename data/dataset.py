@@ -17,6 +17,7 @@ from lascl.data.augmentation import EDITIONS, augment, build_augmentation
 from lascl.data.decoded import DecodedAudio, decoding_keys
 from lascl.data.features import extract_features
 from lascl.data.segments import recordings_of
+from lascl.data.votes import shares_of
 from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
 
 
@@ -43,7 +44,10 @@ class SpeechDataset(torch.utils.data.Dataset):
         seed: of the augmentation.
         decoded: where samples are kept that were decoded and resampled once; by default they are in every epoch.
         words: what the `labels` are numbers of, by default all words of the table. A row of another word has the label
-            -1: it can be predicted and neither trained on nor scored by number.
+            -1: it can be predicted and neither trained on nor scored by number; so has one without a label.
+
+    Of a table that learns from votes, `label_shares` (n, K) are the shares of `words` for each row, and the `label` of
+    an item is its row of them; else they are `None`. `labels` are numbers in any case.
 
     With several corpora `corpora` are the names of the rows' and `label_masks` (n, K) are the `words` that each row's
     corpus annotates; both are `None` with one.
@@ -76,7 +80,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         columns["audio"] = recordings_of(corpus)  # paths, and segments of what is at one
         self.ids, self.labels, durations_s, self.paths = ([column[row] for row in rows] for column in columns.values())
         self.label_names = corpus.features["label"].names  # what a label's number means
-        self.corpora, self.label_masks = None, None
+        self.corpora, self.label_masks, self.label_shares = None, None, None
         self._name_labels(corpus, rows, words)
         self.durations_s = [min(duration_s, max_duration_s) for duration_s in durations_s]
         self.sampling_rate, self.max_duration_s, self.seed = sampling_rate, float(max_duration_s), seed
@@ -94,8 +98,14 @@ class SpeechDataset(torch.utils.data.Dataset):
         names = self.label_names
         if words is not None:
             number_of = {word: number for number, word in enumerate(words)}
-            self.labels = [number_of.get(names[label], -1) for label in self.labels]
+            self.labels = [-1 if label is None else number_of.get(names[label], -1) for label in self.labels]
             self.label_names = list(words)
+        else:
+            self.labels = [-1 if label is None else label for label in self.labels]
+        shares = shares_of(corpus)
+        if shares is not None:
+            columns = [names.index(word) for word in self.label_names]
+            self.label_shares = torch.from_numpy(shares[list(rows)][:, columns]).float()  # (n, K)
         of_rows = corpus_of_rows(corpus)
         if of_rows is None:
             return
@@ -119,11 +129,13 @@ class SpeechDataset(torch.utils.data.Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict:
-        """`id`, `label` (int) and `views`: V arrays (samples,), float32; with several corpora `label_mask` (K,)."""
+        """`id`, `label` (int, of votes their shares (K,)) and `views`: V arrays (samples,), float32; with several
+        corpora `label_mask` (K,)."""
         clean = self._read(index)
         augmented = [self._augment(clean, index, view, self.epoch) for view in range(1, self.num_views)]
         mask = {} if self.label_masks is None else {"label_mask": self.label_masks[index]}
-        return {"id": self.ids[index], "label": self.labels[index], **mask, "views": [clean, *augmented]}
+        label = self.labels[index] if self.label_shares is None else self.label_shares[index]
+        return {"id": self.ids[index], "label": label, **mask, "views": [clean, *augmented]}
 
     def view(self, index: int, view: int, epoch: int) -> np.ndarray:
         """One view (samples,) of an utterance as a given epoch has it; view 0 is the clean one."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lascl.data.folds import TRAIN
 from lascl.data.public_corpora import PUBLIC_CORPORA
+from lascl.data.votes import check_some_label, counted, number_of_rating, rating_columns
 
 
 # Where neither the file's name nor EmoBox tells the speaker.
@@ -22,7 +23,13 @@ _MANIFEST = re.compile(r".+_(?P<side>train|test|valid)_fold_?(?P<fold>\d+)\.json
 _IEMOCAP_TURN = re.compile(r"(?P<session>Ses0\d)[FM]_\w+_(?P<talker>[FM])\w+")
 
 
-def read_emobox(data_dir: str | Path | None, *, allow_partial: bool, audio_dir: str | Path | None = None):
+def read_emobox(
+    data_dir: str | Path | None,
+    *,
+    allow_partial: bool,
+    audio_dir: str | Path | None = None,
+    targets: str = "corpus",
+):
     """Reads one corpus by the manifests of EmoBox.
 
     Args:
@@ -31,12 +38,14 @@ def read_emobox(data_dir: str | Path | None, *, allow_partial: bool, audio_dir: 
         audio_dir: where the corpus lies: the folder that holds `downloads/`, or the corpus's own folder; by default
             `data_dir` or a folder above it, as in a clone of EmoBox. For a video that the manifest names, the WAV of
             the same name.
+        targets: what is learned (`load_corpus`).
 
     Returns:
         (rows, labels): rows with `id` (the manifest's key), `audio`, `label` (through `label_map.json`, in lower
         case), `speaker` (by the file's name for IEMOCAP and the corpora of `PUBLIC_CORPORA`; else EmoBox's, or
         `unknown`), `session` (IEMOCAP), and `fold`: the number of the fold that tests it, `train` if none does; with
-        one fold, `train`, `test` or `valid`.
+        one fold, `train`, `test` or `valid`. Where `emo` is a list, it is what each listener said: the row's `votes`,
+        and it has no label. `valence`, `arousal` and `dominance` where a line has them.
 
     Raises:
         ValueError: no manifests, an utterance that two folds test or that a fold neither tests nor trains on, one that
@@ -60,8 +69,11 @@ def read_emobox(data_dir: str | Path | None, *, allow_partial: bool, audio_dir: 
     for key, entry in entries.items():
         if "start_time" in entry:
             raise ValueError(f"emobox: {key} is a part of {entry['wav']}. Cut the file, and use the corpus csv.")
-        if words and entry["emo"] not in words:
-            raise ValueError(f"emobox: {path} has no word for the label {entry['emo']!r} of {key}. Add it.")
+        said = entry["emo"] if isinstance(entry["emo"], list) else [entry["emo"]]
+        unknown = [label for label in said if words and label not in words]
+        if unknown:
+            raise ValueError(f"emobox: {path} has no word for the label {unknown[0]!r} of {key}. Add it.")
+        said = [words.get(label, label).lower() for label in said]
         audio = _find_audio(roots, entry)
         if audio is None:
             missing.append(entry["wav"])
@@ -71,10 +83,14 @@ def read_emobox(data_dir: str | Path | None, *, allow_partial: bool, audio_dir: 
             {
                 "id": key,
                 "audio": str(audio),
-                "label": words.get(entry["emo"], entry["emo"]).lower(),
+                **_label_or_votes(entry["emo"], said),
                 "speaker": speaker,
                 "session": session,
                 "fold": names[key],
+                **{
+                    name: number_of_rating(entry[column], f"emobox: {column} of {key}")
+                    for column, name in rating_columns(list(entry)).items()
+                },
             }
         )
     if missing and not (allow_partial and rows):
@@ -82,7 +98,12 @@ def read_emobox(data_dir: str | Path | None, *, allow_partial: bool, audio_dir: 
             f"emobox: {len(missing)} of {len(entries)} files are not below {audio_root}, such as {missing[0]}. Name "
             "their folder with audio_dir, or go on with allow_partial."
         )
-    return rows, {row["label"] for row in rows}
+    check_some_label("emobox", "emo", rows, targets)
+    return rows, {label for row in rows for label in (row["label"], *row.get("votes", ())) if label is not None}
+
+
+def _label_or_votes(emo: str | list[str], said: list[str]) -> dict:
+    return {"label": None, "votes": counted(said)} if isinstance(emo, list) else {"label": said[0]}
 
 
 def _read_manifests(root: Path) -> tuple[dict[str, dict], dict[int, dict[str, set[str]]]]:

@@ -18,6 +18,8 @@ import datasets
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from lascl.data.votes import classes_of
+
 
 PROTOCOLS = ("leave_one_session_out", "leave_one_speaker_out", "speaker_folds", "manifest", "emobox")
 OF_CORPORA = ("leave_one_corpus_out", "within_each")  # protocols that need a column `corpus`
@@ -314,7 +316,7 @@ def _within_each(table, num_folds: int | None, validation: str, seed: int) -> li
 
 def _as_alone(part: datasets.Dataset, name: str) -> datasets.Dataset:
     """One corpus's rows of a table of several, with the columns that decide folds as its own table has them."""
-    columns = {"label": part["label"][:]}
+    columns = {"label": classes_of(part)}
     for column in ("id", "speaker", "session"):
         columns[column] = [value and value.removeprefix(f"{name}/") for value in part[column][:]]
     if "fold" in part.column_names and None not in part["fold"][:]:
@@ -399,7 +401,7 @@ class _Validation:
 
 def _group_speakers(corpus, num_folds: int | None, seed: int) -> list[int]:
     """The fold of each row, 0 to `num_folds` - 1."""
-    speakers, labels = np.array(corpus["speaker"][:]), np.array(corpus["label"][:])
+    speakers, labels = np.array(corpus["speaker"][:]), np.array(classes_of(corpus))
     num_speakers = len(set(speakers.tolist()))
     num_folds = min(5, num_speakers) if num_folds is None else num_folds
     if not 2 <= num_folds <= num_speakers:

@@ -7,6 +7,15 @@ from pathlib import Path
 
 import datasets
 
+from lascl.data.votes import (
+    check_some_label,
+    counted,
+    number_of_rating,
+    number_of_votes,
+    rating_columns,
+    vote_columns,
+)
+
 
 SUFFIXES = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 
@@ -25,6 +34,7 @@ def read_hub_dataset(
     session_column: str | None = None,
     fold_column: str | None = None,
     id_column: str | None = None,
+    targets: str = "corpus",
 ):
     """Reads a data set through `datasets`; its audio is decoded by soundfile.
 
@@ -35,13 +45,16 @@ def read_hub_dataset(
         dataset_name, dataset_config, revision: of a data set on the Hub; without `data_dir`.
         split: by default all, joined.
         audio_column: an `Audio` column, or paths.
-        label_column: a `ClassLabel`, or words.
+        label_column: a `ClassLabel`, or words; or lists of them, of what each listener said: the rows' votes. Columns
+            `votes_anger`, ... are votes too, beside a label or without.
         speaker_column: who speaks.
         session_column, fold_column: if there are such columns.
         id_column: by default the split and the row's number.
+        targets: what is learned (`load_corpus`); by votes, a row that has some needs no label.
 
     Returns:
-        (rows, labels) as `load_corpus` wants them. Audio that lies in the data set itself is written once below the
+        (rows, labels) as `load_corpus` wants them; with `valence`, `arousal` and `dominance` where there are such
+        columns. Audio that lies in the data set itself is written once below the
         Hugging Face cache.
 
     Raises:
@@ -55,10 +68,13 @@ def read_hub_dataset(
         raise ValueError(f"hf: there is no split {split!r}; found {', '.join(loaded)}.")
     wanted = {"label": label_column, "speaker": speaker_column, "session": session_column, "fold": fold_column}
     wanted = {name: column for name, column in {**wanted, "id": id_column}.items() if column is not None}
+    del wanted["label"]
     rows, labels = [], set()
     for part in loaded if split is None else [split]:
         table = loaded[part]
-        for column in (audio_column, *wanted.values()):
+        voted = vote_columns(table.column_names)
+        needs_label = targets == "corpus" or not voted
+        for column in (audio_column, *([label_column] if needs_label else []), *wanted.values()):
             if column not in table.column_names:
                 raise ValueError(
                     f"hf: the split {part!r} has no column {column!r}; found {', '.join(table.column_names)}. Name "
@@ -66,11 +82,55 @@ def read_hub_dataset(
                 )
         audio = _audio_paths(table, audio_column, part)
         columns = {name: _cells(table, column, part) for name, column in wanted.items()}
-        labels |= set(columns["label"])
+        said = _said_by_listeners(table, label_column, voted, part, needs_label)
+        labels |= {label for row in said for label in (row["label"], *row.get("votes", ())) if label is not None}
+        rated = {
+            name: [number_of_rating(cell, f"hf: {column} of row {row} of the split {part!r}") for row, cell in cells]
+            for column, name in rating_columns(_numeric(table)).items()
+            for cells in [enumerate(table[column][:])]
+        }
         for number in range(len(table)):
-            row = {name: cells[number] for name, cells in columns.items()}
-            rows.append({"id": f"{part}-{number:06d}", "audio": audio[number], "session": None, **row})
+            row = {name: cells[number] for name, cells in {**columns, **rated}.items()}
+            row = {"id": f"{part}-{number:06d}", "audio": audio[number], "session": None, **row, **said[number]}
+            rows.append(row)
+    check_some_label("hf", label_column, rows, targets)
     return rows, labels
+
+
+def _numeric(table: datasets.Dataset) -> list[str]:
+    """The columns of numbers: a word such as `positive` is no rating, whatever its column is called."""
+    kinds = {name: feature.dtype for name, feature in table.features.items() if isinstance(feature, datasets.Value)}
+    return [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float"))]
+
+
+def _said_by_listeners(
+    table: datasets.Dataset, column: str, voted: dict[str, str], part: str, needs_label: bool
+) -> list[dict]:
+    """Of every row its `label`, None where it has none, and, of a table with votes, its `votes`."""
+    cells = [None] * len(table)
+    if column in table.column_names:
+        inner = getattr(table.features[column], "feature", None)  # of lists
+        if inner is not None:
+            names = inner.int2str if isinstance(inner, datasets.ClassLabel) else str
+            return [{"label": None, "votes": counted(map(names, row or ()))} for row in table[column][:]]
+        if needs_label:
+            cells = _cells(table, column, part)
+        else:
+            feature, values = table.features[column], table[column][:]
+            words = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+            cells = [None if value is None or str(value).strip() == "" else words(value) for value in values]
+    if not voted:
+        return [{"label": cell} for cell in cells]
+    counts = {label: table[name][:] for name, label in voted.items()}
+    found = []
+    for number, cell in enumerate(cells):
+        where = f"hf: row {number} of the split {part!r}: votes_"
+        votes = {label: number_of_votes(told[number], f"{where}{label}") for label, told in counts.items()}
+        votes = {label: count for label, count in votes.items() if count}
+        if cell is None and not votes:
+            raise ValueError(f"hf: row {number} of the split {part!r} has neither a label nor votes. Leave it out.")
+        found.append({"label": cell, "votes": votes})
+    return found
 
 
 def _load(data_dir, dataset_name, dataset_config, revision) -> datasets.DatasetDict:

@@ -73,6 +73,7 @@ def read_iemocap(
     improvised_only: bool = False,
     classes: Iterable[str] = DEFAULT_CLASSES,
     merge: Mapping[str, str] = DEFAULT_MERGE,
+    targets: str = "corpus",
 ) -> tuple[list[dict], set[str]]:
     """Reads the release: `dialog/EmoEvaluation`, `dialog/transcriptions` and `sentences/wav` of each session.
 
@@ -86,6 +87,8 @@ def read_iemocap(
         improvised_only: leave out what is said from a script. The copy is checked before that, scripts included.
         classes: the release's labels to keep, of `ang hap exc sad neu fru sur fea dis oth xxx`.
         merge: labels of the release that count as another one of them, in one step; `{}` keeps all apart.
+        targets: unless `corpus`, the turns of all labels of the release are read, those without a majority too: what
+            they are taken for follows from their votes.
 
     Returns:
         (rows, labels): the label words that can occur, and one row an utterance with
@@ -94,7 +97,11 @@ def read_iemocap(
         * `session` (`1` to `5`) and `speaker`: who talks (`Ses01F`, `Ses01M`: ten speakers). That is the letter of the
           turn; the one in the recording's name tells who wears the markers, and both talk in every recording;
         * `improvised` (bool), `start_s` and `end_s` (seconds in the recording);
-        * `valence`, `activation`, `dominance`: the release's means over the evaluators, 1 to 5;
+        * `valence`, `activation`, `dominance`: the release's means over the evaluators, 1 to 5; `arousal` is
+          `activation`, under the name that other corpora have for it;
+        * `votes`: how many of the evaluators (`C-E*`) named each word. They may name several, and each is a vote, as
+          the release counts for its majority; named twice after `merge`, it is one. A word of an evaluator's own counts
+          as `other`. Empty where there is no such evaluator;
         * `agreement`: the share, 0 to 1, of the evaluators who chose categories (`C-E*`, without the actors' reports
           on themselves, `C-F*` and `C-M*`) that named `raw_label`, alone or beside others; None where there is no such
           evaluator, and for `xxx`, which nobody can name;
@@ -129,19 +136,21 @@ def read_iemocap(
 
     rows = []
     for id, (turn, *_) in turns.items():
-        if turn["raw_label"] not in classes or id not in wavs:
+        if (turn["raw_label"] not in classes and targets == "corpus") or id not in wavs:
             continue
-        transcript = transcripts.get(id)
+        transcript, chosen = transcripts.get(id), turn.pop("chosen")
         rows.append(
             {
                 **turn,
+                "votes": _votes(chosen, merge),
                 "audio": str(wavs[id][0]),
                 "label": IEMOCAP_LABELS[merge.get(turn["raw_label"], turn["raw_label"])],
                 "transcript": transcript,
                 "text_id": None if turn["improvised"] else _text_id(turn["dialog"], transcript),
             }
         )
-    differences = _differences({path.stem for path in evaluations}, turns, wavs, rows, classes)
+    wanted = classes if targets == "corpus" else [*IEMOCAP_LABELS]
+    differences = _differences({path.stem for path in evaluations}, turns, wavs, rows, wanted)
     if differences and not allow_partial:
         raise ValueError(
             f"iemocap: {root} is not a right copy of the release: {'; '.join(differences)}. Correct it, or go on with "
@@ -171,7 +180,7 @@ def _read_evaluation(path: Path) -> Iterator[dict]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if line.startswith("["):
             if turn:
-                yield {**turn, "agreement": _agreement(turn["raw_label"], chosen)}
+                yield {**turn, "agreement": _agreement(turn["raw_label"], chosen), "chosen": chosen}
             match = _TURN.match(line)
             if not match or match["raw_label"] not in IEMOCAP_LABELS:
                 raise ValueError(
@@ -183,7 +192,7 @@ def _read_evaluation(path: Path) -> Iterator[dict]:
             # A category's first three letters are its label: Neutral (in places `Neutral state`), Happiness, Other.
             chosen.append({category.strip()[:3].lower() for category in match["categories"].split(";")})
     if turn:
-        yield {**turn, "agreement": _agreement(turn["raw_label"], chosen)}
+        yield {**turn, "agreement": _agreement(turn["raw_label"], chosen), "chosen": chosen}
 
 
 def _turn(match: re.Match) -> dict:
@@ -195,6 +204,7 @@ def _turn(match: re.Match) -> dict:
         "raw_label": match["raw_label"],
         "improvised": match["scene"].startswith("impro"),
         **{column: float(match[column]) for column in ("start_s", "end_s", "valence", "activation", "dominance")},
+        "arousal": float(match["activation"]),
     }
 
 
@@ -202,6 +212,15 @@ def _agreement(raw_label: str, chosen: list[set[str]]) -> float | None:
     if raw_label == "xxx" or not chosen:
         return None
     return sum(raw_label in categories for categories in chosen) / len(chosen)
+
+
+def _votes(chosen: list[set[str]], merge: Mapping[str, str]) -> dict[str, float]:
+    """How many evaluators named each word; `chosen` are the categories that each named."""
+    named = Counter()
+    for categories in chosen:
+        known = (category if category in IEMOCAP_LABELS else "oth" for category in categories if category)
+        named.update({IEMOCAP_LABELS[merge.get(label, label)] for label in known})
+    return {word: float(count) for word, count in named.items()}
 
 
 def _read_transcripts(root: Path) -> dict[str, str | None]:

@@ -12,15 +12,20 @@ the intensity, `intensity` has that.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lascl.data.votes import number_of_votes
+
 
 # More than these are counted, not listed.
 MAX_LISTED_IDS = 10
+CREMAD_VOTES = "tabulatedVotes.csv"
+CREMAD_LETTERS = {"A": "anger", "D": "disgust", "F": "fear", "H": "happiness", "N": "neutral", "S": "sadness"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class PublicCorpus:
         citation: of the paper, a DOI where there is one.
         intensities: the code in the file name -> the word; None for an intensity that was not asked for.
         speaker: from the group `speaker` to the speaker's name, where they differ.
+        votes: from the folder to what listeners said, by id, votes by word; for a corpus that comes with that.
     """
 
     name: str
@@ -57,6 +63,37 @@ class PublicCorpus:
     citation: str
     intensities: Mapping[str, str | None] = field(default_factory=dict)
     speaker: Callable[[str], str] = str
+    votes: Callable[[Path], Mapping[str, Mapping[str, float]]] | None = None
+
+
+def read_cremad_votes(root: Path) -> dict[str, dict[str, float]]:
+    """What CREMA-D's listeners said of the voice alone, by id, from `tabulatedVotes.csv`, which lies in `root`, beside
+    it, or in a folder `processedResults` there; empty without it.
+
+    A clip has three rows: of the voice, of the face, and of both. Their numbers, in the first column, begin with 1, 2
+    and 3. The columns `A`, `D`, `F`, `H`, `N`, `S` count votes.
+
+    Raises:
+        ValueError: a column is missing, or a count is none; the message names the file and the line.
+    """
+    places = [folder / part for folder in (root, root.parent) for part in ("", "processedResults")]
+    path = next((place / CREMAD_VOTES for place in places if (place / CREMAD_VOTES).is_file()), None)
+    if path is None:
+        return {}
+    found = {}
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        for column in (*CREMAD_LETTERS, "fileName"):
+            if column not in columns:
+                raise ValueError(f"cremad: {path} has no column {column!r}. Take it from the release again.")
+        for row in reader:
+            if not re.fullmatch(r"1\d{5}", (row[columns[0]] or "").strip()):
+                continue
+            where = f"cremad: {path}, line {reader.line_num}:"
+            votes = {word: number_of_votes(row[c], f"{where} {c}") for c, word in CREMAD_LETTERS.items()}
+            found[Path(row["fileName"].strip()).stem] = {word: count for word, count in votes.items() if count}
+    return found
 
 
 PUBLIC_CORPORA = {
@@ -117,6 +154,7 @@ PUBLIC_CORPORA = {
             url="https://github.com/CheyneyComputerScience/CREMA-D",
             citation="10.1109/TAFFC.2014.2336244",
             intensities={"LO": "low", "MD": "medium", "HI": "high", "XX": None},
+            votes=read_cremad_votes,
         ),
         PublicCorpus(
             name="tess",
@@ -403,8 +441,8 @@ def read_public(corpus: PublicCorpus, data_dir: str | Path | None, *, allow_part
 
     Returns:
         (rows, labels): rows with `id`, `audio`, `label`, `speaker`, `session` (None), and, where the file name tells
-        them, `text_id` (str) and `intensity` (str or None). A file that is there twice gives two rows with one id,
-        which `load_corpus` refuses.
+        them, `text_id` (str) and `intensity` (str or None), and `votes` of a corpus that comes with some. A file that
+        is there twice gives two rows with one id, which `load_corpus` refuses.
 
     Raises:
         ValueError: `data_dir` is None, holds nothing of the corpus, or (without `allow_partial`) not what its full
@@ -437,6 +475,8 @@ def read_public(corpus: PublicCorpus, data_dir: str | Path | None, *, allow_part
                     **({"intensity": corpus.intensities[match["intensity"]]} if corpus.intensities else {}),
                 }
             )
+    votes = corpus.votes(root) if corpus.votes else {}
+    rows = [{**row, "votes": votes.get(row["id"], {})} for row in rows] if votes else rows
     if not rows:
         raise ValueError(f"{corpus.name}: {root} holds no file named like {corpus.example}. Get it at {corpus.url}.")
     found = Counter({row["id"]: row["label"] for row in rows}.values())  # a second copy completes nothing

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 
 from lascl.data.folds import Column, Fold
+from lascl.data.votes import shares_of
 
 
 def corpus_of_rows(table: datasets.Dataset) -> list[str] | None:
@@ -25,11 +26,18 @@ def corpus_names(table: datasets.Dataset) -> list[str]:
 
 def annotated_words(table: datasets.Dataset) -> np.ndarray:
     """(C, K) booleans, in the order of `corpus_names` and of the table's label names: whether a corpus has utterances
-    of a word, anywhere in the table. (0, K) for a table of one corpus."""
+    of a word, anywhere in the table; where votes are learned, also one that somebody only voted for. (0, K) for a table
+    of one corpus."""
     names = corpus_names(table)
     annotates = np.zeros((len(names), len(table.features["label"].names)), dtype=bool)
-    if names:
-        annotates[np.searchsorted(names, corpus_of_rows(table)), table["label"][:]] = True
+    if not names:
+        return annotates
+    numbers, shares = np.searchsorted(names, corpus_of_rows(table)), shares_of(table)
+    if shares is None:
+        annotates[numbers, table["label"][:]] = True
+    else:  # a row's label is among them
+        rows, words = np.nonzero(shares)
+        annotates[numbers[rows], words] = True
     return annotates
 
 

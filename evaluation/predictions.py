@@ -21,11 +21,15 @@ from lascl.evaluation.metrics import SCORES, expected_calibration_error, score
 # The columns of each head: `probability_<label>` is the label head's.
 PROBABILITY = {"label": "probability_", "classifier": "probability_classifier_"}
 HEAD_NAMES = {"label": "the label head", "classifier": "the classifier head", "both": "the mean of both heads"}
+NO_REFERENCE = ""  # of an utterance for which no word has most votes: it is scored against its votes alone
 NO_ANSWER = ""  # of a head that knows none of the words among which it had to choose
 
 
-def read_predictions(path: str | Path) -> list[dict[str, str]]:
+def read_predictions(path: str | Path, *, undecided: bool = False) -> list[dict[str, str]]:
     """The rows of a `predictions.csv`.
+
+    Args:
+        undecided: also those without a reference, on which listeners voted without any word having most.
 
     Raises:
         ValueError: a column that every `predictions.csv` has is missing, or a row has too few or too many cells; the
@@ -40,7 +44,7 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():  # how csv marks cells too many and too few
             raise ValueError(f"{path}: row {number} has not one cell for each column. Is the file cut off?")
-    return rows
+    return [row for row in rows if undecided or row["reference"] != NO_REFERENCE]
 
 
 def words_with_columns(rows: Sequence[Mapping[str, str]]) -> list[str]:

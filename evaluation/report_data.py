@@ -26,7 +26,8 @@ class Run:
         recipe, environment: `recipe.yaml`, `environment.json`.
         protocol: `protocol.json`; empty for a run without it.
         num_skipped: rows of `skipped.csv`.
-        predictions: the rows of `predictions.csv` by fold number.
+        predictions: the rows of `predictions.csv` by fold number, those with a reference.
+        undecided: the rows without one, on which listeners voted without any word having most.
         histories: `log_history.json` by fold number; only the folds that have it.
         embeddings: the arrays of `embeddings.npz` by fold number; only the folds that have it.
     """
@@ -38,6 +39,7 @@ class Run:
     protocol: dict
     num_skipped: int
     predictions: dict[int, list[dict[str, str]]]
+    undecided: list[dict[str, str]]
     histories: dict[int, list[dict]]
     embeddings: dict[int, dict[str, np.ndarray]]
 
@@ -90,6 +92,9 @@ def load_run(run_dir: str | Path, results: dict | None = None) -> Run:
         if not (folder / f"fold-{number}" / "predictions.csv").is_file():
             raise ValueError(f"{folder} has no fold-{number}/predictions.csv, which results.json speaks of.")
     recipe, environment = parsed_file(folder / "recipe.yaml"), parsed_file(folder / "environment.json")
+    everything = {
+        number: read_predictions(folder / f"fold-{number}" / "predictions.csv", undecided=True) for number in numbers
+    }
     protocol = folder / "protocol.json"
     histories = {number: folder / f"fold-{number}" / "log_history.json" for number in numbers}
     embeddings = {number: folder / f"fold-{number}" / "embeddings.npz" for number in numbers}
@@ -100,7 +105,8 @@ def load_run(run_dir: str | Path, results: dict | None = None) -> Run:
         environment=environment,
         protocol=parsed_file(protocol) if protocol.is_file() else {},
         num_skipped=_count_rows(folder / "skipped.csv"),
-        predictions={number: read_predictions(folder / f"fold-{number}" / "predictions.csv") for number in numbers},
+        predictions={number: [row for row in rows if row["reference"]] for number, rows in everything.items()},
+        undecided=[row for rows in everything.values() for row in rows if not row["reference"]],
         histories={number: parsed_file(path) for number, path in histories.items() if path.is_file()},
         embeddings={number: _arrays(path) for number, path in embeddings.items() if path.is_file()},
     )

@@ -21,16 +21,20 @@ from lascl.evaluation.predictions import (
     read_predictions,
     score_rows,
 )
+from lascl.evaluation.votes import scores_against_votes, votes_cells
 
 
-def read_run(run_dir: str | Path) -> dict[int, list[dict[str, str]]]:
+def read_run(run_dir: str | Path, *, undecided: bool = False) -> dict[int, list[dict[str, str]]]:
     """The rows of each fold that has a `predictions.csv`, by the fold's number.
+
+    Args:
+        undecided: of `read_predictions`.
 
     Raises:
         ValueError: an utterance that was tested twice.
     """
     paths = {int(path.parent.name.removeprefix("fold-")): path for path in Path(run_dir).glob("fold-*/predictions.csv")}
-    folds = {number: read_predictions(paths[number]) for number in sorted(paths)}
+    folds = {number: read_predictions(paths[number], undecided=undecided) for number in sorted(paths)}
     times = Counter(row["id"] for rows in folds.values() for row in rows)
     twice = [id for id, count in times.items() if count > 1]
     if twice:
@@ -53,7 +57,8 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
         None instead of all three with one speaker; `mean` and `std`: over the folds (`std` with
         n - 1, 0 for one fold); `improvised`, where `protocol.json` tells which utterances are (IEMOCAP): as `pooled`,
         of these alone. Of several corpora what `scores_by_corpus` says, and of each fold the `corpora` that it tests;
-        `transductive` where audio of the tested side was used (`protocol.json`). Fractions in [0, 1].
+        `transductive` where audio of the tested side was used (`protocol.json`). `votes`, where listeners voted:
+        `scores_against_votes`, also of utterances without a word that most chose. Fractions in [0, 1].
 
     Raises:
         ValueError: an utterance that was tested twice, no utterance in a fold, or a label that is none.
@@ -73,6 +78,8 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
             folds.append({"fold": number, **tested, **scores})
         except ValueError as error:
             raise ValueError(f"fold-{number}/predictions.csv: {error}") from None
+    everything = [row for rows in read_run(run_dir, undecided=True).values() for row in rows]
+    by_votes = scores_against_votes([row for row in everything if not own or row["corpus"] in own], labels, head, own)
     improvised = [row for row in rows if row["id"] in set(told.get("improvised_ids", ()))]
     return {
         **({"transductive": True} if told.get("transductive") else {}),
@@ -81,6 +88,7 @@ def summarise_run(run_dir: str | Path, labels: list[str]) -> dict:
         **({"improvised": _pooled(improvised, labels, head, own)} if improvised else {}),
         "mean": _over_folds(folds, np.mean),
         "std": _over_folds(folds, sample_std),
+        **({"votes": by_votes} if by_votes else {}),
         **(scores_by_corpus(runs_folds, labels, head, own) if own else {}),
     }
 
@@ -191,8 +199,9 @@ def _cell_with_error(scores: dict, parts: tuple[str, ...], name: str) -> str:
 
 
 def results_table(results: dict) -> str:
-    """`corpora_cells`, if there are several, and `results_cells` as Markdown tables, with their notes."""
-    tables = [table for table in (corpora_cells(results), results_cells(results)) if table]
+    """`corpora_cells`, if there are several, `results_cells`, and `votes_cells`, if listeners voted, as tables in
+    Markdown, with their notes."""
+    tables = [table for table in (corpora_cells(results), results_cells(results), votes_cells(results)) if table]
     return "\n\n".join(_markdown(*table) for table in tables)
 
 

@@ -45,7 +45,7 @@ SETTINGS = (
     *("objective", "num_train_epochs", "max_steps", "global_batch_size", "num_views", "augmentation"),
     *("encoder_learning_rate", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
-    *("label_anchors", "label_template", "phrasings", "target_smoothing"),
+    *("label_anchors", "label_template", "phrasings", "target_smoothing", "class_weights", "targets", "ties"),
     *("projection_dim", "audio_layers", "audio_pooling", "audio_window", "audio_level"),
     *("pooled_frames", "standardise_audio", "text_pooling"),
     *("freeze_feature_encoder", "freeze_audio_encoder", "pooled_dropout", "prediction_head"),

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.console import unless_pipe_closes
 from lascl.data import Fold, load_corpora
+from lascl.data.votes import vote_columns
 from lascl.data.words import corpus_names, own_words
 from lascl.evaluation.predictions import PROBABILITY, labels_of, read_predictions, score_rows
 from lascl.hub.card import DECIMALS, METRICS
@@ -46,11 +47,13 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--data_dir", help="folder of the corpus; of corpora, the folder that holds theirs")
     parser.add_argument("--labels", help="as for training, if it kept or renamed some")
     parser.add_argument("--corpus_options", help="as for training, as JSON")
+    parser.add_argument("--targets", default="corpus", help="as for training, if it learned from votes")
+    parser.add_argument("--ties", default="drop", help="likewise")
     parser.add_argument("--batch_size", type=int, default=8, help="utterances predicted at once (default: 8)")
     args = parser.parse_args(argv)
     logging.disable_progress_bar()  # of loading weights; predicting keeps its own
     try:
-        told = ("corpus", "corpora", "data_dir", "labels", "corpus_options")
+        told = ("corpus", "corpora", "data_dir", "labels", "corpus_options", "targets", "ties")
         recipe = Recipe(**{name: getattr(args, name) for name in told})
         # Of several corpora, words of the tested one alone are embedded again.
         folder = find_files(args.model, args.revision, with_text_encoder=recipe.corpora is not None)
@@ -58,6 +61,8 @@ def main(argv: list[str] | None = None):
             recipe.entries,
             allow_partial=True,  # as long as it has the held-out utterances
             skipped=[],  # as training may have done; a held-out one is missed by its id
+            targets=recipe.targets,
+            ties=recipe.ties,
         )
         faults = verify(folder, corpus, batch_size=args.batch_size)
     except (ValueError, OSError, ImportError) as error:
@@ -139,7 +144,8 @@ def verify(folder: str | Path, corpus: datasets.Dataset, *, batch_size: int = 8)
     fold = Fold(number, train=[], test=sorted(row_of[id] for id in published))
     told = claims["accuracy"].dataset_args
     rows, _ = predict_fold(folder, corpus, fold, max_duration_s=told["max_duration_s"], batch_size=batch_size)
-    lacking = sorted(rows[0].keys() - next(iter(published.values())).keys())
+    said = [column for column in rows[0] if not vote_columns([column])]  # what listeners said is not the model's
+    lacking = sorted(set(said) - next(iter(published.values())).keys())
     if lacking:
         raise ValueError(f"{folder}/predictions.csv has no column {lacking[0]!r}.")
     faults = [fault for row in rows for fault in _differences(published[row["id"]], row, config.prediction_head)]

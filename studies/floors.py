@@ -18,8 +18,10 @@ from accelerate import PartialState
 from sklearn.linear_model import LogisticRegression
 
 from lascl.data import Fold
+from lascl.data.votes import told_votes
 from lascl.data.words import corpus_of_rows, own_words
 from lascl.evaluation import summarise_run
+from lascl.evaluation.predictions import NO_REFERENCE
 from lascl.studies.plan import PlannedRun, Study
 from lascl.studies.tables import folder_name
 from lascl.training.fold import clean_views
@@ -95,7 +97,9 @@ def floor_of_fold(run: PlannedRun, fold: Fold, view_cache: dict[str, torch.Tenso
     that the tested corpus annotates and another one trains are learned, and all others count as wrong."""
     corpus, names = run.corpus, np.array(run.corpus.features["label"].names)
     checkpoint, args = run.run_dir / f"fold-{fold.number}" / "checkpoint", run.recipe.training_arguments(run.run_dir)
-    x, labels = clean_views(run.recipe, corpus, fold, args, checkpoint, view_cache), names[corpus["label"][:]]
+    x = clean_views(run.recipe, corpus, fold, args, checkpoint, view_cache)
+    labels = np.array([NO_REFERENCE if label is None else names[label] for label in corpus["label"][:]])
+    votes = told_votes(corpus)
     columns = {name: corpus[name][:] for name in ("id", "speaker")}
     of_rows, own = corpus_of_rows(corpus), own_words(corpus)
     answers = {}
@@ -112,6 +116,7 @@ def floor_of_fold(run: PlannedRun, fold: Fold, view_cache: dict[str, torch.Tenso
             "reference": str(labels[row]),
             "prediction": answers[row],
             "prediction_classifier": answers[row],
+            **votes[row],
         }
         for row in fold.test
     ]

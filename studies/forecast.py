@@ -33,7 +33,8 @@ from lascl.training.start import checkpoint_of_fold, start_model, window_of
 # What changes neither a step's time nor a checkpoint's size: variants that differ in nothing else are measured once.
 COSTS_NOTHING = (
     *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
-    *("label_anchors", "prediction_head", "label_template", "phrasings", "pooled_dropout", "target_smoothing"),
+    *("label_anchors", "prediction_head", "label_template", "phrasings", "pooled_dropout"),
+    *("target_smoothing", "class_weights"),
     *("objective", "seed", "split_seed", "folds", "validation", "selection", "protocol", "num_folds"),
 )
 MICRO_BATCH = {"cpu": 2, "cuda": 8}  # utterances of the step that `--dry_run` measures

@@ -72,6 +72,14 @@ def evaluators(raw_label: str, number: int) -> tuple[str, float | None]:
     return lines + others, agreement
 
 
+def votes_of(raw_label: str, number: int) -> dict[str, float]:
+    """What those evaluators named, by the release's labels: each category that one names is a vote."""
+    if raw_label == "xxx":
+        return {"ang": 1.0, "sad": 1.0, "neu": 1.0, "fea": 1.0}
+    other = "fea" if raw_label != "fea" else "sur"
+    return [{raw_label: 3.0}, {raw_label: 2.0, other: 2.0}, {raw_label: 3.0, other: 1.0}, {}][number % 4]
+
+
 def planned_turns() -> dict[str, list[str]]:
     """The labels of each recording's turns: PLAN by session and label, IMPROVISED of the four classes not scripted."""
     rng = random.Random(0)
@@ -139,6 +147,8 @@ def release(tmp_path_factory):
                 "valence": ratings[0],
                 "activation": ratings[1],
                 "dominance": ratings[2],
+                "arousal": ratings[1],
+                "votes": votes_of(label, number),
                 "agreement": agreement,
                 "transcript": text,
                 "text_id": None if "impro" in dialog else text_id or dialog[7:17],
@@ -188,11 +198,15 @@ def test_the_four_classes_are_read_row_for_row(release):
     }
     assert Counter(corpus["session"][:]) == {"1": 1085, "2": 1023, "3": 1151, "4": 1031, "5": 1241}
     assert len(set(corpus["speaker"][:])) == 10
-    expected = {id: row for id, row in planned.items() if row["raw_label"] in WORDS}
+    expected = {id: dict(row) for id, row in planned.items() if row["raw_label"] in WORDS}
     for row in corpus:
         label, duration_s = names[row.pop("label")], row.pop("duration_s")
         assert (label, duration_s) == (WORDS[row["raw_label"]], 0.01)
-        assert row == expected.pop(row["id"])
+        planned_row = expected.pop(row["id"])
+        voted, told = planned_row.pop("votes"), {word: row.pop(f"votes_{word}") for word in names}
+        assert row == planned_row
+        by_word = {word: sum(voted.get(raw, 0.0) for raw in WORDS if WORDS[raw] == word) for word in names}
+        assert told == (by_word if voted else dict.fromkeys(names))
     assert not expected
     assert [len(fold.test) for fold in make_folds(corpus)] == [1085, 1023, 1151, 1031, 1241]
 
@@ -234,7 +248,10 @@ def test_options_choose_and_merge(release):
         **{"angry": 1103, "happy": 595, "excited": 1041, "sad": 1084, "neutral": 1708, "frustrated": 1849},
         **{"surprised": 107, "fearful": 40, "disgusted": 2, "other": 3, "undecided": 2507},
     }
-    assert {row["id"]: {k: v for k, v in row.items() if k != "label"} for row in rows} == planned
+    for row in rows:
+        assert set(row.pop("votes").values()) == set(planned[row["id"]]["votes"].values())
+    without = {id: {k: v for k, v in row.items() if k != "votes"} for id, row in planned.items()}
+    assert {row["id"]: {k: v for k, v in row.items() if k != "label"} for row in rows} == without
 
 
 def test_missing_files_are_named(release):

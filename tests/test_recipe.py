@@ -64,7 +64,7 @@ def test_shipped_recipes_hold_overrides_only(path):
 def test_defaults_of_model_fields_are_the_configurations():
     config = LaSCLConfig.field_defaults()
     shared = [f for f in dataclasses.fields(Recipe) if f.name in config and f.name != "text_encoder"]
-    assert len(shared) == 20
+    assert len(shared) == 21
     for field in shared:
         expected = None if field.name in ("freeze_feature_encoder", "label_template") else config[field.name]
         assert field.default == expected, field.name

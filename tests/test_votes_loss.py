@@ -44,7 +44,7 @@ def shares_by_loops(votes, own):
 
 
 def anchors_by_loops(z, tau, weight, compares):
-    """Of each anchor that has a positive: a_i and L_i. `weight` and `compares` are w_ij and c_ij as functions."""
+    """Of each anchor that has a positive: i, a_i and L_i. `weight` and `compares` are w_ij and c_ij as functions."""
     found = []
     for i in range(len(z)):
         others = [j for j in range(len(z)) if j != i and compares(i, j) > 0]
@@ -55,12 +55,14 @@ def anchors_by_loops(z, tau, weight, compares):
         logs = [
             weight(i, j) / total * math.log(compares(i, j) * math.exp(cosine(z[i], z[j]) / tau) / below) for j in others
         ]
-        found.append((min(1.0, total), -sum(logs)))
+        found.append((i, min(1.0, total), -sum(logs)))
     return found
 
 
-def joint_by_loops(b, mask=None, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True, reduction="mean", s=0.0):
-    """Eq. 9 of shares by the rules of the issue."""
+def joint_by_loops(
+    b, mask=None, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_anchors=True, reduction="mean", s=0.0, c=None
+):
+    """Eq. 9 of shares by the rules of the issue; `c` by word weighs the means."""
     audio, e, logits, votes = (x.tolist() for x in (b.audio, b.label, b.logits, b.labels))
     num_rows, num_words = len(audio), len(e)
     own = [{k for k in range(num_words) if mask is None or mask[i, k]} for i in range(num_rows)]
@@ -89,8 +91,10 @@ def joint_by_loops(b, mask=None, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_a
         return q[i][j - num_rows] if j >= num_rows else dot(q[i], q[j])
 
     found = anchors_by_loops(audio + e if label_anchors else audio, tau, weight, compares)
-    total, a = sum(a * loss for a, loss in found), sum(a for a, _ in found)
-    contrastive = total if reduction == "sum" else total / (a or 1)
+    r = [dot(p[i], c or [1] * num_words) for i in range(num_rows)] + list(c or [1] * num_words)
+    a = sum(a for _, a, _ in found)
+    mean = sum(r[i] * a * loss for i, a, loss in found) / (sum(r[i] * a for i, a, _ in found) or 1)
+    contrastive = mean * (a or 1) if reduction == "sum" else mean
     divergence = 0.0
     for i in range(num_words):
         others = [j for j in range(num_words) if j != i and words_compare(i, j)]
@@ -100,11 +104,11 @@ def joint_by_loops(b, mask=None, *, tau=0.1, lambda_1=0.5, lambda_2=0.1, label_a
     rows = []
     for i in voted:
         below = math.log(sum(math.exp(logits[i][k]) for k in own[i]))
-        rows.append(sum(q[i][k] * (below - logits[i][k]) for k in own[i]))
+        rows.append(r[i] * sum(q[i][k] * (below - logits[i][k]) for k in own[i]))
     terms = {
         "contrastive": contrastive,
         "divergence": divergence,
-        "cross_entropy": sum(rows) / (len(rows) or 1),
+        "cross_entropy": sum(rows) / (sum(r[i] for i in voted) or 1),
     }
     return lambda_1 * (contrastive + lambda_2 * divergence) + (1 - lambda_1) * terms["cross_entropy"], terms
 
@@ -147,12 +151,15 @@ def takes_votes(function, *args, **kwargs):
 
 def joint(b, mask=None, *, reduction="mean", s=0.0, **weights):
     assert not s or "target_smoothing" in inspect.signature(joint_loss).parameters, "nothing smooths targets"
-    options = {"contrastive_reduction": reduction, **({} if mask is None else {"label_mask": mask})}
+    options = {} if reduction == "mean" else {"contrastive_reduction": reduction}
+    options |= {} if mask is None else {"label_mask": mask}
     return takes_votes(plain_joint, b, **options, **({"target_smoothing": s} if s else {}), **weights)
 
 
 def contrastive(z, votes, tau=0.1, comparable=None, **options):
-    return takes_votes(supervised_contrastive_loss, z, votes, tau, comparable, **options)
+    return takes_votes(
+        supervised_contrastive_loss, z, votes, tau, *([] if comparable is None else [comparable]), **options
+    )
 
 
 def gradients(loss, *tensors):
@@ -203,7 +210,7 @@ def test_eq_4_of_votes_one_pair_after_the_other(rows, words):
             return float(bool(sum(p[i]) and sum(p[j])))
 
         found = anchors_by_loops(b.audio.tolist(), 0.1, lambda i, j, p=p: dot(p[i], p[j]), compares)
-        expected = sum(a * loss for a, loss in found) / (sum(a for a, _ in found) or 1)
+        expected = sum(a * loss for _, a, loss in found) / (sum(a for _, a, _ in found) or 1)
         assert contrastive(b.audio, b.labels).item() == close(expected)
 
 
@@ -251,7 +258,7 @@ def test_a_float_weighs_a_comparison_where_it_stands():
     c[0, 3] = c[3, 0] = 0
     for votes in (y, F.one_hot(y, 3).double()):
         found = anchors_by_loops(z.tolist(), 0.1, lambda i, j: float(y[i] == y[j]), lambda i, j: c[i, j].item())
-        expected = sum(a * loss for a, loss in found) / sum(a for a, _ in found)
+        expected = sum(a * loss for _, a, loss in found) / sum(a for _, a, _ in found)
         assert contrastive(z, votes, 0.1, c).item() == close(expected)
         assert torch.autograd.gradcheck(lambda z, votes=votes: contrastive(z, votes, 0.3, c), (z.requires_grad_(),))
         z.requires_grad_(False)

@@ -96,12 +96,13 @@ def fold_data(
 
 
 def watched_rows(corpus, fold: Fold) -> dict[str, list[int]]:
-    """By `validation` and `test`, the rows whose scores are logged by epoch: those of words that the model learns. The
-    test's are, since the field publishes them, and nothing reads them; but not of a corpus that is left out, of which
-    nothing is known before the end."""
+    """By `validation` and `test`, the rows whose scores are logged by epoch: those of words that the model learns, so
+    none without a label. The test's are, since the field publishes them, and nothing reads them; but not of a corpus
+    that is left out, of which nothing is known before the end."""
     learned, names, labels = set(words_of_fold(corpus, fold)), corpus.features["label"].names, corpus["label"][:]
     sides = {"validation": fold.validation, "test": fold.test if fold.name is None else ()}
-    watched = {side: [row for row in rows if names[labels[row]] in learned] for side, rows in sides.items()}
+    words = [None if label is None else names[label] for label in labels]
+    watched = {side: [row for row in rows if words[row] in learned] for side, rows in sides.items()}
     return {side: rows for side, rows in watched.items() if rows}
 
 

@@ -40,7 +40,7 @@ NO_PART_OF_A_VIEW = {
     # Labels are not heard; lengths follow from the files; which view and which epoch is said with each key, and the
     # edition by the transform itself; a copy of decoded samples is the samples.
     "data": (
-        *("labels", "label_names", "label_masks", "corpora"),
+        *("labels", "label_names", "label_masks", "label_shares", "corpora"),
         *("durations_s", "num_views", "augmentation_edition", "augmentation_period", "_epoch"),
         *("decoded", "decoded_keys"),
     ),
@@ -51,7 +51,7 @@ NO_PART_OF_A_VIEW = {
         *("contrastive_temperature", "contrastive_weight", "divergence_weight", "contrastive_reduction"),
         *("label_anchors", "prediction_head", "classifier_labels", "id2label", "label2id"),
         *("freeze_feature_encoder", "freeze_audio_encoder", "standardise_audio", "pooled_dropout"),
-        "target_smoothing",
+        *("target_smoothing", "class_weights"),
         *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
     ),
     "weights": ("audio_projection.", "text_projection.", "label_features", "pooled_mean", "pooled_std"),
@@ -89,6 +89,7 @@ class PooledDataset(Dataset):
         self.durations_s, self.label_names = [speech.durations_s[row] for row in rows], speech.label_names
         self.corpora = None if speech.corpora is None else [speech.corpora[row] for row in rows]
         self.label_masks = None if speech.label_masks is None else speech.label_masks[list(rows)]  # (n, K)
+        self.label_shares = None if speech.label_shares is None else speech.label_shares[list(rows)]  # (n, K)
         self.speech, self.rows, self.blocks, self.num_views = speech, list(rows), blocks, num_views
         self.statistics = statistics
 
@@ -99,11 +100,13 @@ class PooledDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict:
-        """`id`, `label` (int), `pooled_audio` (V, d_a), the clean view first; of several corpora `label_mask` (K,)."""
+        """`id`, `label` (int, of votes their shares (K,)), `pooled_audio` (V, d_a), the clean view first; of several
+        corpora `label_mask` (K,)."""
         row, epoch = self.rows[index], self.speech.epoch  # the clean view has no epochs
         views = torch.stack([self.blocks[view, epoch if view else 0][row] for view in range(self.num_views)])
         pooled = self.statistics.standardised(views, row) if self.statistics else views
-        item = {"id": self.ids[index], "label": self.labels[index], "pooled_audio": pooled}
+        label = self.labels[index] if self.label_shares is None else self.label_shares[index]
+        item = {"id": self.ids[index], "label": label, "pooled_audio": pooled}
         return item if self.label_masks is None else {**item, "label_mask": self.label_masks[index]}
 
 
@@ -230,7 +233,7 @@ def _part(speech: SpeechDataset, rows: list[int]) -> SpeechDataset:
     part = copy.copy(speech)
     for name in ("ids", "paths", "labels", "durations_s", "decoded_keys"):
         setattr(part, name, [getattr(speech, name)[row] for row in rows])
-    part.corpora = part.label_masks = None
+    part.corpora = part.label_masks = part.label_shares = None
     return part
 
 

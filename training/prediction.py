@@ -19,8 +19,9 @@ from transformers import AutoFeatureExtractor
 
 from lascl.data import Fold, SpeechCollator, SpeechDataset
 from lascl.data.decoded import DecodedAudio
+from lascl.data.votes import told_votes
 from lascl.data.words import corpus_of_rows, own_words
-from lascl.evaluation.predictions import PROBABILITY, head_probabilities
+from lascl.evaluation.predictions import NO_REFERENCE, PROBABILITY, head_probabilities
 from lascl.modeling_lascl import LaSCLForAudioClassification
 from lascl.training.pooled import collate_pooled
 
@@ -56,7 +57,8 @@ def predict_fold(
         classifier's columns. Of several corpora there is a column for each of their words, and what the classifier was
         not trained on has an empty cell there; so has its prediction where it knows none of a corpus's words. And the
         arrays `ids`, `speakers` (n,), `audio_embeds` (n, D), `labels` (K,), `label_embeds` (K, D), embeddings in
-        float32 and of unit length.
+        float32 and of unit length. Where listeners voted, `votes_<word>` as the table has them; an utterance without a
+        label has an empty `reference`, and is none of the arrays.
 
     Raises:
         ValueError: a label of these utterances is none of the model's words (of one corpus).
@@ -78,10 +80,11 @@ def predict_fold(
         model.lascl.set_labels(names)  # whatever the head that predicts: the classifier's words are kept above
     words, label_embeds = model.config.labels, model.get_label_embeddings().detach()
     head_words, corpora = {"label": words, "classifier": classified}, corpus_of_rows(corpus)
+    votes = told_votes(corpus)
     predicted, embeds = [], []
     for batch in tqdm(loader, desc=f"Fold {fold.number}: predicting", disable=None if state.is_main_process else True):
-        references = batch.pop("labels").tolist()
-        batch.pop("label_mask", None)
+        for unheard in ("labels", "label_mask"):
+            batch.pop(unheard, None)
         with torch.inference_mode():
             outputs = model.lascl(**send_to_device(batch, state.device))
             similarity = outputs.audio_embeds @ label_embeds.T  # (B, K)
@@ -89,11 +92,14 @@ def predict_fold(
             if classified:
                 heads["classifier"] = model.classifier(outputs.pooled_audio).softmax(dim=-1)
         embeds.extend(outputs.audio_embeds.cpu().numpy())
-        for number, reference in enumerate(references):
+        for number in range(len(similarity)):
+            reference = dataset.labels[len(predicted)]
             corpus_name = corpora[rows[len(predicted)]] if corpora else None
             of_heads = {name: (head_words[name], head[number]) for name, head in heads.items()}
             cells = _answers(of_heads, words, head, owned and owned[corpus_name])
-            predicted.append({**({"corpus": corpus_name} if corpora else {}), "reference": names[reference], **cells})
+            told = {"corpus": corpus_name} if corpora else {}
+            told["reference"] = names[reference] if reference >= 0 else NO_REFERENCE
+            predicted.append({**told, **cells, **votes[rows[len(predicted)]]})
     if head == "both" and predicted:
         for row, both in zip(predicted, head_probabilities(predicted, words, head, owned)):
             row["prediction"] = words[int(both.argmax())]
@@ -104,14 +110,19 @@ def predict_fold(
     ]
     everyone = gather_object(keyed) if state.num_processes > 1 else keyed
     _, table, audio_embeds = zip(*sorted(everyone, key=lambda entry: entry[0]))
-    geometry = {
-        "ids": np.array([row["id"] for row in table]),
-        "speakers": np.array([row["speaker"] for row in table]),
-        "audio_embeds": np.stack(audio_embeds),
+    return list(table), _geometry(table, audio_embeds, words, label_embeds)
+
+
+def _geometry(table: Sequence[dict], audio_embeds: Sequence[np.ndarray], words: list[str], label_embeds: torch.Tensor):
+    """The arrays of `predict_fold`, of the rows that have a reference."""
+    decided = [number for number, row in enumerate(table) if row["reference"] != NO_REFERENCE]
+    return {
+        "ids": np.array([table[number]["id"] for number in decided]),
+        "speakers": np.array([table[number]["speaker"] for number in decided]),
+        "audio_embeds": np.stack(audio_embeds)[decided],
         "labels": np.array(words),
         "label_embeds": label_embeds.cpu().numpy(),
     }
-    return list(table), geometry
 
 
 def _loader(dataset: SpeechDataset, pooled: Dataset | None, extractor, batch_size: int) -> DataLoader:
@@ -122,7 +133,7 @@ def _loader(dataset: SpeechDataset, pooled: Dataset | None, extractor, batch_siz
 
 
 def _check_words(names: list[str], tested: Sequence[int], words: list[str]):
-    foreign = sorted({names[number] for number in tested} - set(words))
+    foreign = sorted({names[number] for number in tested if number is not None} - set(words))
     if foreign:
         raise ValueError(
             f"{foreign[0]!r}, a label of the corpus, is none of the words that the model answers: {', '.join(words)}. "

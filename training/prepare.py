@@ -11,11 +11,12 @@ from accelerate import PartialState
 from lascl.data import Fold, load_corpora, make_folds
 from lascl.data.folds import Column
 from lascl.data.sampling import check_batches
+from lascl.data.votes import classes_of
 from lascl.data.words import corpus_names, corpus_of_rows
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.fold import everything_of, training_data
 from lascl.training.protocol import describe, write_protocol
-from lascl.training.recipe import FULL_DATA, Recipe
+from lascl.training.recipe import BALANCED, FULL_DATA, Recipe
 from lascl.training.run_directory import forget_run, open_run, write_csv
 from lascl.training.start import Weights, ready_weights
 
@@ -23,7 +24,13 @@ from lascl.training.start import Weights, ready_weights
 def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]:
     """The table of the recipe's corpora, and the id and fault of each utterance that is left out."""
     skipped = [] if recipe.on_bad_audio == "skip" else None
-    corpus = load_corpora(recipe.entries, allow_partial=recipe.allow_partial, skipped=skipped)
+    corpus = load_corpora(
+        recipe.entries,
+        allow_partial=recipe.allow_partial,
+        skipped=skipped,
+        targets=recipe.targets,
+        ties=recipe.ties,
+    )
     labels, speakers = corpus["label"][:], corpus["speaker"][:]
     of_rows = corpus_of_rows(corpus) or [recipe.corpus] * len(corpus)
     for name in sorted(set(of_rows)):
@@ -36,6 +43,8 @@ def read_corpus(recipe: Recipe) -> tuple[datasets.Dataset, list[dict[str, str]]]
             if occurring[index] or not corpus_names(corpus)
         )
         PartialState().print(f"{name}: {occurring.total()} utterances, {len(heard)} speakers; {counts}.")
+    if corpus.info.description:
+        PartialState().print(corpus.info.description)
     return corpus, [{"id": id, "reason": reason} for id, reason in skipped or []]
 
 
@@ -48,11 +57,21 @@ def divide(recipe: Recipe, corpus) -> list[Fold]:
 
 def check_batches_of_folds(recipe: Recipe, corpus, folds: list[Fold], args: LaSCLTrainingArguments):
     """Refuses, as `SpeechDataset` and `UtteranceBatchSampler` do, what one of the recipe's trainings could not do."""
-    labels, of_rows = Column(corpus["label"][:]), corpus_of_rows(corpus)
+    labels, of_rows = Column(classes_of(corpus)), corpus_of_rows(corpus)
     chosen = [folds[number - 1] for number in recipe.fold_numbers(folds)]
     chosen += [everything_of(corpus)] if recipe.trains_on_everything else []
     training_data(recipe, corpus, chosen[0], args)
+    names = corpus.features["label"].names
+    unknown = sorted(set(recipe.class_weights or ()) - set(names)) if recipe.class_weights != BALANCED else []
+    if unknown:
+        raise ValueError(f"class_weights names {unknown[0]!r}, which is none of the words: {', '.join(names)}.")
+    labelled = [label is not None for label in corpus["label"][:]]
     for fold in chosen:
+        if fold.test and not any(labelled[row] for row in fold.test):
+            raise ValueError(
+                f"Fold {fold.number} would test no utterance with a word that most listeners chose: choose other "
+                "folds, or targets: corpus."
+            )
         check_batches(
             len(fold.train),
             int(labels.occurs(fold.train).sum()),

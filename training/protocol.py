@@ -26,6 +26,7 @@ def describe(recipe: Recipe, corpus, folds: list[Fold], num_skipped: int) -> dic
     columns = {name: corpus[name][:] for name in corpus.column_names if name != "label"}
     words = Words(corpus)
     notes = _notes(recipe, folds, shared_speakers(folds, Column(columns["speaker"])), num_skipped)
+    notes += [corpus.info.description] if corpus.info.description else []
     transductive = is_transductive(recipe, columns, folds)
     if recipe.standardise_audio in ("corpus", "speaker"):
         notes.append(_standardising_in_words(recipe, transductive))

@@ -21,6 +21,7 @@ from transformers.utils import is_peft_available
 from lascl.configuration_lascl import LaSCLConfig, checked_phrasings, standardising
 from lascl.data.corpora import check_entries
 from lascl.data.folds import Fold
+from lascl.data.votes import check_targets
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.options import unknown_field
 from lascl.training.stock_fields import NOT_IN_RECIPES, REFUSED, refuse
@@ -38,6 +39,7 @@ OBJECTIVES = {
         "prediction_head": "classifier",
     },
 }
+BALANCED = "balanced"  # of class_weights: what each fold trains on decides them
 SELECTIONS = ("last", "best_validation")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
@@ -78,13 +80,19 @@ WHEN_ABSENT = {
     "corpus_exponent": 0.5,
     "final_model": False,
     "phrasings": None,
+    "targets": "corpus",
+    "ties": "drop",
     "target_smoothing": 0.0,
+    "class_weights": None,
 }
 # How the value of a field is read that older code wrote otherwise.
 READ_AS = {"standardise_audio": standardising}
 HUB_MAIN = ("best_validation", "first_fold", "full_data")
 # What decides the table.
-CORPUS_FIELDS = ("corpora", "corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options")
+CORPUS_FIELDS = (
+    *("corpora", "corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options"),
+    *("targets", "ties"),
+)
 # What is told of one corpus, and of each of several in its entry.
 ONE_CORPUS = ("corpus", "labels", "corpus_options")
 # Fields of `LaSCLConfig` that a checkpoint's weights decide: `init_from` must find them in the recipe as they are.
@@ -146,8 +154,8 @@ class Recipe(Publishing):
     """What is trained on what. How it is trained are the fields of `LaSCLTrainingArguments`, in `training`.
 
     Args:
-        corpus, data_dir, labels, allow_partial: arguments of `lascl.data.load_corpus`; `labels` as a list, as words
-            separated by commas or as a mapping (JSON, on the command line).
+        corpus, data_dir, labels, allow_partial, targets, ties: arguments of `lascl.data.load_corpus`; `labels` as a
+            list, as words separated by commas or as a mapping (JSON, on the command line).
         on_bad_audio: `error`, or `skip` to go on without files that cannot be used, listed in `RUN/skipped.csv`.
         corpus_options: its further arguments, as a mapping (JSON, on the command line).
         corpora: several, instead of `corpus`, `labels` and `corpus_options`: the entries of `lascl.data.load_corpora`
@@ -173,6 +181,8 @@ class Recipe(Publishing):
             of the same corpus and folds, and then each fold starts from that fold's checkpoint. It brings both
             encoders (`audio_encoder` and `text_encoder` are then not used) and the fields of `FIXED_BY_WEIGHTS`. The
             labels are the corpus's; unless they are the checkpoint's own, its classifier starts anew.
+        class_weights: as in `LaSCLConfig` (JSON, on the command line), or `balanced`: N / (K n_k), with n_k the
+            utterances of word k (of votes, the sum of its shares) among the N that a fold trains on.
         label_template: as in `LaSCLConfig`; by default that of `init_from`, else "{label}".
         phrasings: `label_phrasings` of `LaSCLConfig`, as a mapping (JSON, on the command line); those of `init_from`
             stay for words that have no entry here.
@@ -200,6 +210,13 @@ class Recipe(Publishing):
     # Of a union HfArgumentParser reads typed text as its second member: hence `str` there.
     labels: dict[str, str] | str | list[str] | None = HfArg(
         default=None, help="those to keep, or corpus label -> word to learn, as JSON; by default all"
+    )
+    targets: str = HfArg(
+        default="corpus",
+        help="learned is: corpus, its own label; majority, what most listeners chose; votes, the share of each word",
+    )
+    ties: str = HfArg(
+        default="drop", help="where two words have most votes: drop leaves the utterance out, share learns both"
     )
     allow_partial: bool = HfArg(default=False, help="go on although utterances of a known corpus are missing")
     on_bad_audio: str = HfArg(default="error", help="error, or skip: leave such files out and list them in skipped.csv")
@@ -282,6 +299,9 @@ class Recipe(Publishing):
     target_smoothing: float = HfArg(
         default=0.0, help="share of each label, or of votes, that is spread over its corpus's words in training"
     )
+    class_weights: dict[str, float] | str | None = HfArg(
+        default=None, help="balanced (by how often a word is trained on), or word -> weight in both losses, as JSON"
+    )
     label_anchors: bool = HfArg(default=True, help="label embeddings take part in eq. 4")
     prediction_head: str = HfArg(default="label", help="label, classifier, or both: their mean")
     lora_rank: int = HfArg(
@@ -298,7 +318,8 @@ class Recipe(Publishing):
     training: dict = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        for name in ("corpora", "corpus_options", "labels", "audio_encoder", "text_encoder", "phrasings"):
+        told_as_json = ("corpora", "corpus_options", "labels", "audio_encoder", "text_encoder", "phrasings")
+        for name in (*told_as_json, "class_weights"):
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
                 setattr(self, name, _json(name, value))
@@ -306,12 +327,15 @@ class Recipe(Publishing):
             self.labels = [label.strip() for label in self.labels.split(",")]
         self._say_what_was_meant()
         self._read_corpora()
+        check_targets(self.targets, self.ties)
         if self.on_bad_audio not in ("error", "skip"):
             raise ValueError(f"on_bad_audio must be error or skip; found {self.on_bad_audio!r}.")
         self.folds = str(self.folds).strip("[]")
         self.audio_layers = str(self.audio_layers).strip("[]").replace(" ", "")
         self.standardise_audio = standardising(self.standardise_audio)
         self.phrasings = checked_phrasings(self.phrasings, "phrasings")
+        if isinstance(self.class_weights, str) and self.class_weights != BALANCED:
+            raise ValueError(f"class_weights must be {BALANCED} or word -> weight; found {self.class_weights!r}.")
         if self.init_from:
             self.audio_encoder = self.audio_encoder_revision = self.text_encoder = self.text_encoder_revision = None
         elif self.label_template is None:
@@ -417,6 +441,8 @@ class Recipe(Publishing):
         """Keyword arguments of `from_encoders`: the fields that are `LaSCLConfig`'s, less what `init_from` decides."""
         fields = set(LaSCLConfig.field_defaults()) - {"text_encoder"}
         told = {**vars(self), "label_phrasings": self.phrasings}
+        if self.class_weights == BALANCED:  # known when it is known what is trained on
+            told["class_weights"] = None
         return {name: value for name, value in told.items() if name in fields and value is not None}
 
     def fold_numbers(self, folds: Sequence[Fold]) -> list[int]:

@@ -112,9 +112,10 @@ def _make(run_dir: Path):
 
 
 def corpus_fingerprint(corpus: datasets.Dataset) -> str:
-    """A hash of what decides folds and scores: each row's id, label, speaker, session, fold and corpus, and the times
-    of a segment; not where files lie."""
-    columns = [name for name in ("id", "label", "speaker", "session", "fold", "corpus") if name in corpus.column_names]
+    """A hash of what decides folds and scores: each row's id, label, speaker, session, fold and corpus, the times of a
+    segment, and, where votes are learned, its shares; not where files lie."""
+    names = ("id", "label", "speaker", "session", "fold", "corpus", "shares")
+    columns = [name for name in names if name in corpus.column_names]
     content = [corpus.features["label"].names, *(corpus[name][:] for name in columns)]
     recordings = recordings_of(corpus)
     if any(isinstance(recording, Segment) for recording in recordings):

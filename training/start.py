@@ -14,14 +14,16 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, set_seed
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification
+from lascl.configuration_lascl import checked_weights
 from lascl.data import Fold
 from lascl.data.folds import train_hashes
+from lascl.data.votes import balanced_weights
 from lascl.data.words import words_of_fold
 from lascl.encoders_lascl import WHISPER_FRAMES_PER_S
 from lascl.modeling_lascl import LaSCLModel, save_text_encoder
 from lascl.training.lora import add_lora
 from lascl.training.random_encoders import save_random_audio_encoder, save_random_text_encoder
-from lascl.training.recipe import FIXED_BY_WEIGHTS, FULL_DATA, Recipe, recorded_recipe, with_absent
+from lascl.training.recipe import BALANCED, FIXED_BY_WEIGHTS, FULL_DATA, Recipe, recorded_recipe, with_absent
 
 
 if TYPE_CHECKING:
@@ -213,9 +215,18 @@ def start_model(recipe: Recipe, corpus, fold: Fold, weights: Weights, seed: int)
             window_s=window_s,
             **recipe.model_config(),
         )
+    model.config.class_weights = weights_of(recipe, corpus, fold, labels)
     model.lascl.takes_odd_audio = True  # every file was looked at, and a clip of a few samples trains
     adapters = add_lora(model, recipe.lora_rank) if recipe.lora_rank else None
     return Start(model, read_extractor(recipe, audio_encoder, window_s), adapters)
+
+
+def weights_of(recipe: Recipe, corpus, fold: Fold, words: list[str]) -> dict[str, float] | None:
+    """The `class_weights` of a fold's model, which learns these words: those of the recipe, or what balances what the
+    fold trains on."""
+    if recipe.class_weights != BALANCED:
+        return checked_weights(recipe.class_weights)
+    return balanced_weights(corpus, fold.train, words)
 
 
 def start_from(checkpoint: str, labels: list[str], recipe: Recipe) -> LaSCLForAudioClassification:
