@@ -14,7 +14,9 @@ Letters: N utterances, L hidden states of the encoder, E epochs until the augmen
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
+import json
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -27,11 +29,13 @@ from transformers import get_cosine_schedule_with_warmup
 
 from lascl import load_corpus, make_folds
 from lascl.data import SpeechDataset, UtteranceBatchSampler
+from lascl.data.dataset import repeated
 from lascl.evaluation.compare import paired_difference
 from lascl.evaluation.intervals import speaker_counts
 from lascl.evaluation.metrics import scores_from_counts
 from lascl.modeling_lascl import LaSCLProjection, embed_texts, joint_loss, load_text_encoder, unit_length
 from lascl.training.pooled import OneView, blocks_of
+from lascl.training.run_directory import corpus_fingerprint
 
 
 # `recipes/small-corpus.yaml`, and what it leaves at LaSCL's defaults.
@@ -47,6 +51,7 @@ RECIPE = {
     "contrastive_weight": 0.5,
     "divergence_weight": 0.1,
     "contrastive_reduction": "mean",
+    "class_weights": None,
     "projection_dim": 256,
     "learning_rate": 1e-3,
     "weight_decay": 0.01,
@@ -116,6 +121,17 @@ def encode(corpus, audio_encoder: str, max_duration_s: float, period: int | None
     return torch.stack([layer_means(encoder, extractor, view) for view in views])
 
 
+def kept_views(corpus, audio_encoder: str, max_duration_s: float, period: int, parts: Path) -> torch.Tensor:
+    """What `encode` gives, kept in a folder under a name that follows from the corpus, the encoder and the settings."""
+    setting = [corpus_fingerprint(corpus), Path(audio_encoder).name, max_duration_s, period, SEEDS[0]]
+    path = parts / f"{hashlib.blake2b(json.dumps(setting).encode(), digest_size=8).hexdigest()}.pt"
+    if not path.is_file():
+        parts.mkdir(parents=True, exist_ok=True)
+        torch.save(encode(corpus, audio_encoder, max_duration_s, period), path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
+    return torch.load(path)
+
+
 class Heads(nn.Module):
     """Projections, classifier, and what a choice adds to them."""
 
@@ -141,6 +157,15 @@ class Heads(nn.Module):
 
 def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, train, test, features, seed: int):
     """(len(test),): the nearest label embedding's, after training on `train`."""
+    return probabilities(choice, encoded, ids, labels, train, test, features, seed).argmax(-1)
+
+
+def probabilities(choice: dict, encoded: torch.Tensor, ids, targets: torch.Tensor, train, test, features, seed: int):
+    """(len(test), K): what the label head says after training on `train`.
+
+    Args:
+        targets: (N,) labels, or (N, K) shares of votes.
+    """
     torch.manual_seed(seed)
     layers = range(encoded.shape[2]) if choice["layers"] == "all" else choice["layers"]
     x = encoded if layers == "weighted" else encoded[:, :, list(layers)].flatten(2)  # (1 + E, N, ...)
@@ -155,12 +180,12 @@ def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, trai
         [{"params": decayed, "weight_decay": choice["weight_decay"]}, {"params": others, "weight_decay": 0.0}],
         lr=choice["learning_rate"],
     )
-    per_class = choice["utterances_per_class"]
+    per_class, classes = choice["utterances_per_class"], targets if targets.ndim == 1 else targets.argmax(dim=1)
     sampler = UtteranceBatchSampler(
         [ids[row] for row in train],
         global_batch_size=per_class * len(features) if per_class else BATCH_SIZE,
         seed=seed,
-        labels=[int(labels[row]) for row in train] if per_class else None,
+        labels=[int(classes[row]) for row in train] if per_class else None,
         utterances_per_class=per_class,
     )
     num_steps = choice["epochs"] * len(sampler)
@@ -178,12 +203,13 @@ def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, trai
                 audio_embeds,
                 label_embeds,
                 class_logits,
-                labels[rows].repeat(len(blocks)),
+                repeated(targets[rows], len(blocks)),
                 contrastive_temperature=heads.log_temperature.exp(),
                 contrastive_weight=choice["contrastive_weight"],
                 divergence_weight=choice["divergence_weight"],
                 label_anchors=True,
                 contrastive_reduction=choice["contrastive_reduction"],
+                class_weights=choice["class_weights"],
             )
             optimizer.zero_grad()
             loss.backward()
@@ -196,7 +222,8 @@ def answers(choice: dict, encoded: torch.Tensor, ids, labels: torch.Tensor, trai
                         kept.lerp_(new, 1 - choice["average_weights"])
     with torch.no_grad():
         audio_embeds, label_embeds, _ = (averaged or heads)(x[0, test])
-    return (audio_embeds @ label_embeds.T).argmax(-1).numpy()
+        similarity = (audio_embeds @ label_embeds.T).double()
+    return (similarity / heads.log_temperature.detach().exp()).softmax(dim=-1).numpy()
 
 
 def validation_answers(

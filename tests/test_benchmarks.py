@@ -398,6 +398,55 @@ def test_contrastive_reduction(load, tmp_path, monkeypatch, emodb_like, audio_en
     assert checked_table(tmp_path, "contrastive_reduction", 6, ("less the reference's, points", "p")) == found
 
 
+def test_thinned_class(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):
+    """Most of one class is left out of training alone, and what is left of it weighs more, or comes more often."""
+    module = load("thinned_class", SEEDS=(1,), LAYERS=(1, 2))
+    monkeypatch.setattr(module.choices, "RECIPE", {**module.choices.RECIPE, "epochs": 1})
+    trained, answers = [], module.choices.answers
+
+    def recorded(choice, encoded, ids, labels, train, test, *rest):
+        trained.append((choice, [int(labels[row]) for row in train].count(0), test))
+        return answers(choice, encoded, ids, labels, train, test, *rest)
+
+    monkeypatch.setattr(module.choices, "answers", recorded)
+    options = ["--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder, "--allow_partial"]
+    module.main(["emodb", "--data_dir", str(emodb_like), *options, "--parts", str(tmp_path / "parts")])
+    found = checked_table(tmp_path, "thinned_class", 4, ("", "UA less the first row's, points", "p"))
+    assert [count for _, count, _ in trained] == [1] * 15 + [8] * 5 and {len(test) for *_, test in trained} == {14}
+    weights = [choice["class_weights"] for choice, *_ in trained]
+    assert weights[0] is None and weights[5].tolist() == pytest.approx([49 / 7, *[49 / 56] * 6])
+    assert [choice["utterances_per_class"] for choice, *_ in trained] == [None] * 10 + [4] * 5 + [None] * 5
+    assert all(0 <= row["recall"] <= 1 and 0 <= row["precision"] <= 1 for row in found["scores"].values())
+
+
+def test_simulated_listeners(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):
+    """The same votes are learned in both ways, and the table says that nobody listened."""
+    module = load("simulated_listeners", SEEDS=(1,), LAYERS=(1, 2))
+    monkeypatch.setattr(module.choices, "RECIPE", {**module.choices.RECIPE, "epochs": 1})
+    trained, probabilities = [], module.choices.probabilities
+
+    def recorded(choice, encoded, ids, targets, train, *rest):
+        trained.append((targets, train))
+        return probabilities(choice, encoded, ids, targets, train, *rest)
+
+    monkeypatch.setattr(module.choices, "probabilities", recorded)
+    options = ["--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder, "--allow_partial"]
+    module.main([f"emodb={emodb_like}", *options, "--parts", str(tmp_path / "parts")])
+    found = checked_table(tmp_path, "simulated_listeners", 6)
+    assert "imulated" in found["title"] and found["notes"].startswith("Simulated: ")
+    assert len(trained) == 2 * 2 * 5
+    for (majority, some), (votes, everyone) in zip((trained[0], trained[10]), (trained[5], trained[15])):
+        is_tie = (votes == votes.max(dim=1, keepdim=True).values).sum(dim=1) > 1
+        assert torch.equal(majority == -1, is_tie) and torch.equal(votes.argmax(dim=1)[~is_tie], majority[~is_tie])
+        assert len(everyone) == 56 and set(some) == {row for row in everyone if not is_tie[row]}
+    words = ["anger", "fear", "sadness"]
+    said = module.confusions(words)
+    assert said.sum(axis=1) == pytest.approx(1) and said.diagonal() == pytest.approx(module.RIGHT)
+    assert said[0, 1] > said[0, 2]  # fear is nearer to anger than sadness is
+    drawn = module.simulated_votes(np.zeros(4000, dtype=int), words, 3, 0)
+    assert drawn.sum(axis=1).tolist() == [3] * 4000 and drawn.sum(axis=0) / 12000 == pytest.approx(said[0], abs=0.02)
+
+
 def test_synonyms(load, tmp_path, audio_encoders, text_encoder):
     """A label's own word is as good as the label; another label's word lands on that, and tells nothing of this one."""
     module = load("synonyms", SYNONYMS={"angry": ("angry",), "happy": ("sad",), "joy": ("unknown to this model",)})
