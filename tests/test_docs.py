@@ -22,7 +22,7 @@ API = re.compile(r"<!-- api: [\w. ]+ -->\n.*?<!-- end of api -->", re.DOTALL)
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 QUESTIONS = (
     *("predict", "words", "many-corpora", "your-corpus", "corpora", "protocols", "results", "speed", "scale", "hub"),
-    *("deploy", "paper", "python", "python-api", "troubleshooting"),
+    *("deploy", "paper", "python", "python-api", "troubleshooting", "votes"),
 )
 
 

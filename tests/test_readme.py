@@ -212,6 +212,11 @@ def test_the_losses_alone(replaced, capsys):
     assert all(namespace[name].grad.abs().sum() > 0 for name in ("audio_embeds", "label_embeds", "class_logits"))
 
 
+def test_the_loss_of_votes(replaced, capsys):
+    namespace, printed = run("votes", replaced, capsys)
+    assert printed.strip() == "0.0" and namespace["audio_embeds"].grad[:3].abs().sum() > 0
+
+
 def test_a_table_of_several_corpora(replaced, folder, capsys):
     for number, (name, labels) in enumerate((("ours", ("ang", "neu")), ("calls", ("anger", "annoyed")))):
         (folder / "corpora" / name).mkdir(parents=True)
