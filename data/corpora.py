@@ -125,6 +125,17 @@ def load_corpus(
             f"{name}: no utterance is labelled {', '.join(map(repr, absent))}. Complete the corpus, or name the labels "
             "that it has with `labels`."
         )
+    rows = [_of_words(row, words) for row in rows]
+    features = _features(rows, words)
+    table = {column: [row.get(column) for row in rows] for column in features}
+    corpus = datasets.Dataset.from_dict(table, features=features)
+    corpus.info.dataset_name = name  # `make_folds` knows the usual folds of some
+    corpus.info.description = said
+    return corpus
+
+
+def _features(rows: list[dict], words: set[str]) -> datasets.Features:
+    """The types of a table's columns: those of every corpus, and what else these rows have."""
     features = datasets.Features(
         {
             "id": datasets.Value("string"),
@@ -135,18 +146,13 @@ def load_corpus(
             "duration_s": datasets.Value("float64"),
         }
     )
-    rows = [_of_words(row, words) for row in rows]
     for column in dict.fromkeys(column for row in rows for column in row if column not in features):
         unknown = float if column in RATINGS.values() else str
         kind = next((type(row[column]) for row in rows if row.get(column) is not None), unknown)
         features[column] = datasets.Value(_COLUMN_TYPES.get(kind, "float64"))
         if column == SHARES:
             features[column] = datasets.Sequence(features[column])
-    table = {column: [row.get(column) for row in rows] for column in features}
-    corpus = datasets.Dataset.from_dict(table, features=features)
-    corpus.info.dataset_name = name  # `make_folds` knows the usual folds of some
-    corpus.info.description = said
-    return corpus
+    return features
 
 
 def _of_words(row: dict, words: set[str]) -> dict:
