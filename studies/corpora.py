@@ -50,7 +50,8 @@ def summarise_corpora(
         floor = _folds(runs[floor_of[name]]) if name in floor_of else None
         over_floor = floor and difference_over_corpora(floor, _folds(runs[name]))
         rows.append(_row(name, found, alone, over_floor))
-        if not alone and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both":
+        is_floor = name in (floors or {})  # which has its recipe from the runs that it is the floor of
+        if not alone and not is_floor and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both":
             seeds = [_by_label_head(*one) for one in zip(_folds(runs[name]), runs[name], found)]
             of_label, answered = map(list, zip(*seeds))
             over_floor = floor and difference_over_corpora(floor, answered)

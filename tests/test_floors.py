@@ -216,11 +216,20 @@ def test_what_answers_with_both_heads_is_told_by_its_label_head_too(tmp_path):
     (tmp_path / "recipe.yaml").write_text("prediction_head: both\n")
     (tmp_path / "protocol.json").write_text(json.dumps({"own_words": {"x": ["joy", "rage"], "y": ["calm", "joy"]}}))
     (tmp_path / "results.json").write_text(json.dumps(summarise_run(tmp_path, list(words))))
-    rows = summarise_corpora({"ours": [tmp_path]})
-    assert [row["name"] for row in rows] == ["ours", "ours, label head"]
+    floor = tmp_path / "floor"  # which is of the same recipe, and has no probabilities
+    (floor / "fold-1").mkdir(parents=True)
+    (floor / "fold-1" / "predictions.csv").write_text(
+        "\n".join(",".join(line.split(",")[:6]) for line in (header, *lines)) + "\n"
+    )
+    for file in ("recipe.yaml", "protocol.json"):
+        (floor / file).write_bytes((tmp_path / file).read_bytes())
+    (floor / "results.json").write_text(json.dumps(summarise_run(floor, list(words))))
+    rows = summarise_corpora({"ours": [tmp_path], "floor": [floor]}, {"floor": ["ours"]})
+    assert [row["name"] for row in rows] == ["ours", "ours, label head", "floor"]
+    assert [row["over_floor"] and row["over_floor"]["difference"] for row in rows] == [0.0, -0.25, None]
     by_corpus = [{corpus: told["mean"] for corpus, told in row["corpora"].items()} for row in rows]
-    assert by_corpus == [{"x": 1.0, "y": 1.0}, {"x": 0.5, "y": 1.0}]  # alone, the label head takes x/2 for joy
-    assert [row["mean"]["mean"] for row in rows] == [1.0, 0.75]
+    assert by_corpus[:2] == [{"x": 1.0, "y": 1.0}, {"x": 0.5, "y": 1.0}]  # alone, the label head takes x/2 for joy
+    assert [row["mean"]["mean"] for row in rows] == [1.0, 0.75, 1.0]
 
 
 def test_the_error_of_a_difference_is_over_speakers_of_each_corpus(tmp_path):

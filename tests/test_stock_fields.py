@@ -166,7 +166,10 @@ def test_nothing_is_begun_that_would_choose_by_the_test_or_ignore_a_flag(command
         (("--num_train_epochs", "0"), "num_train_epochs must be above 0"),
         (("--max_duration_s", "-1"), "max_duration_s must be above 0"),
         (("--per_device_eval_batch_size", "0"), "No batches can be loaded with batch_size 0"),
-        (("--dataloader_persistent_workers", "true"), "No batches can be loaded with batch_size 8"),
+        (
+            ("--dataloader_persistent_workers", "true", "--dataloader_num_workers", "0"),
+            "No batches can be loaded with batch_size 8",
+        ),
         (("--fp16", "true", "--use_cpu", "true"), "fp16"),
     ],
     ids=lambda value: value[0].removeprefix("--") if isinstance(value, tuple) else "",
