@@ -87,7 +87,7 @@ def test_outputs_gradients_and_the_dropout_stream_are_stocks(family, dtype, padd
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
-def test_mixed_precision_draws_as_stock_does(autocast, bfloat16_attention):
+def test_mixed_precision_draws_as_stock_does(autocast):
     """Other draws would be another computation: a tenth of the outputs' size, not a hundredth."""
     stock, ours = stock_and_ours(dropout=0.1)
     inputs = waveforms(padded=True)

@@ -140,11 +140,11 @@ def test_a_step_looks_at_tensors_only_where_they_are_on_the_cpu(family, chunk_s,
     trainer.compute_loss(model, batch).backward()  # the first looks once whether there are label features
     looks.clear()
     trainer.compute_loss(model, batch).backward()
-    only_of_a_cpu = {("groups_to_encode", "tolist"), ("joint_loss", "__int__")}
+    only_of_a_cpu = {("groups_to_encode", "tolist"), ("_check_joint", "__int__")}
     drawn_on_the_cpu = {("draw", "__float__")}
     made_of_numbers = {("_draw_time_mask", "__int__"), ("LaSCLModel._pool_groups", "__int__")}  # of frames, by stock
     assert looks <= only_of_a_cpu | drawn_on_the_cpu | made_of_numbers
-    assert ("joint_loss", "__int__") in looks
+    assert ("_check_joint", "__int__") in looks
     del batch["lengths"]
     trainer.compute_loss(model, batch)
     assert {("padding_of", "__int__"), ("_draw_time_mask", "cpu")} <= looks  # what the numbers spare
