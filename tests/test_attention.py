@@ -15,7 +15,7 @@ from lascl.encoders_lascl import MASK_ALIGNMENT, RecomputedWavLMAttention, load_
 FAMILIES = {"group norm": {}, "layer norm": conftest.LAYER_NORM}
 DROPOUTS = ("attention_dropout", "hidden_dropout", "activation_dropout", "feat_proj_dropout")
 # Largest error allowed, of outputs and of gradients relative to the largest gradient.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
 
 
 def stock_and_ours(dropout=0.0, dtype=torch.float32, **changes) -> tuple[WavLMModel, WavLMModel]:
