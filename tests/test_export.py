@@ -155,6 +155,7 @@ def test_answers_as_pytorch_does_whatever_is_in_the_batch(family, checkpoint, ex
         np.testing.assert_allclose(single[1][0], expected[1][row], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_folder_says_what_it_holds(checkpoint, exported):
     folder = exported("wavlm-group")
     assert {path.name for path in folder.iterdir()} == FILES
