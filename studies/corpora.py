@@ -6,6 +6,7 @@ Letters: S speakers of a corpus, K words of its rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,24 +45,21 @@ def summarise_corpora(
     if not any("corpora" in found[0] for found in of_runs.values()):
         return None
     floor_of = {variant: floor for floor, variants in (floors or {}).items() for variant in variants}
+    # Of each seed's run the rows of each fold: read once, and only where they are needed.
+    folds = cache(lambda name: [read_run(run) for run in runs[name]])
     rows = []
     for name, found in of_runs.items():
         alone = None if "corpora" in found[0] else _only_corpus(runs[name][0])
-        floor = _folds(runs[floor_of[name]]) if name in floor_of else None
-        over_floor = floor and difference_over_corpora(floor, _folds(runs[name]))
+        floor = folds(floor_of[name]) if name in floor_of else None
+        over_floor = floor and difference_over_corpora(floor, folds(name))
         rows.append(_row(name, found, alone, over_floor))
         is_floor = name in (floors or {})  # which has its recipe from the runs that it is the floor of
         if not alone and not is_floor and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both":
-            seeds = [_by_label_head(*one) for one in zip(_folds(runs[name]), runs[name], found)]
+            seeds = [_by_label_head(*one) for one in zip(folds(name), runs[name], found)]
             of_label, answered = map(list, zip(*seeds))
             over_floor = floor and difference_over_corpora(floor, answered)
             rows.append(_row(f"{name}, label head", of_label, None, over_floor))
     return rows
-
-
-def _folds(seeds: list[Path]) -> list[dict[int, list[dict]]]:
-    """Of each seed's run the rows of each fold."""
-    return [read_run(run) for run in seeds]
 
 
 def _row(name: str, found: list[dict], alone: str | None, over_floor: dict | None) -> dict:
