@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +113,13 @@ def write_report(run_dir: str | Path, results: dict | None = None, *, baselines:
         "left_out": left_out,
         "command": f"accelerate launch train.py {run.name}/recipe.yaml --output_dir {run.name}-again",
     }
+    environment = templates()
+    write_text(run_dir / "report.html", environment.get_template("report.html").render(content))
+    write_text(run_dir / "report.md", environment.get_template("report.md.jinja").render(content))
+
+
+@functools.cache  # to compile them takes longer than all else in a report without figures
+def templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name.endswith(".html"),
@@ -122,8 +130,7 @@ def write_report(run_dir: str | Path, results: dict | None = None, *, baselines:
     )
     environment.filters |= {"per_cent": per_cent, "data_uri": data_uri, "cell": markdown_cell}
     environment.globals |= {"interval_of": interval_of, "why_no_interval": why_no_interval}
-    write_text(run_dir / "report.html", environment.get_template("report.html").render(content))
-    write_text(run_dir / "report.md", environment.get_template("report.md.jinja").render(content))
+    return environment
 
 
 def chance(run: Run) -> float:

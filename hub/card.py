@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -173,6 +174,7 @@ def _card_data(recipe: dict, config: dict, corpus: dict) -> ModelCardData:
     )
 
 
+@functools.cache
 def _template() -> jinja2.Template:
     templates = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import shutil
 import sys
@@ -84,7 +85,8 @@ def stage_space(folder: str | Path, space: str, model_id: str, torch_index_url: 
     return folder
 
 
-def sources(module: str) -> list[Path]:
+@functools.cache  # a second of reading code for each Space
+def sources(module: str) -> tuple[Path, ...]:
     """Files of LaSCL that a module needs when it is imported: its own, and those of all that it imports from LaSCL."""
     found, waiting = set(), [module]
     while waiting:
@@ -100,7 +102,7 @@ def sources(module: str) -> list[Path]:
                 base = f"{package}.{node.module}" if node.level else node.module
                 waiting += [base, *(f"{base}.{alias.name}" for alias in node.names)]
         waiting.append(package)  # importing a module runs the packages around it
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _file(module: str) -> Path | None:

@@ -57,6 +57,37 @@ ALIKE = {
     "checkpointed chunks of 4, rows apart": {"contrastive_chunk_size": 4, "gradient_checkpointing": True},
 }
 APART = {"checkpointed chunks of 4, rows apart", "rows apart"}
+# What is trained together, when the first of it is asked for: what differs in what two processes do; what differs in
+# the numbers alone; and what takes twenty steps.
+KINDS = {
+    "few": [
+        *("joint", "cross entropy alone", "bracket", "accumulated", "uneven", "uneven, cached", "rows apart"),
+        *("two corpora, uneven", "two corpora, uneven, cached", "votes, uneven", "votes, uneven, cached"),
+    ],
+    "more": [
+        *("without labels' embeddings", "contrastive alone", "sum"),
+        *("two corpora", "votes", "votes, uneven, smoothed"),
+    ],
+    "many steps": list(ALIKE),
+}
+
+
+def unless_few(names) -> list:
+    return [
+        pytest.param(name, marks=() if name == "few" or name in KINDS["few"] else pytest.mark.slow) for name in names
+    ]
+
+
+class MadeWhenAsked(dict):
+    """What each setting makes: of a kind all, when one of them is asked for."""
+
+    def __init__(self, make, settings, folder):
+        self.make, self.settings, self.folder = make, settings, folder
+
+    def __missing__(self, name):
+        (kind,) = (names for names in KINDS.values() if name in names)
+        self |= self.make({name: self.settings[name] for name in kind}, self.folder)
+        return self[name]
 
 
 def launch(*command, cwd, timeout_s=300) -> subprocess.CompletedProcess:
@@ -101,10 +132,6 @@ def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     return settings | {name: {**settings[name], "call_price": 0} for name in APART}
 
 
-def few_steps(settings) -> dict:
-    return {name: setting for name, setting in settings.items() if name not in ALIKE}
-
-
 def in_one_process(settings, folder) -> dict:
     """What one process, this one, makes of each setting."""
     return {name: distributed_steps.train(setting, folder) for name, setting in settings.items()}
@@ -120,19 +147,12 @@ def in_two(settings, folder) -> dict:
 
 @pytest.fixture(scope="module")
 def one_process(settings, tmp_path_factory):
-    return in_one_process(few_steps(settings), tmp_path_factory.mktemp("one-process"))
+    return MadeWhenAsked(in_one_process, settings, tmp_path_factory.mktemp("one-process"))
 
 
 @pytest.fixture(scope="module")
 def two_processes(settings, tmp_path_factory):
-    return in_two(few_steps(settings), tmp_path_factory.mktemp("two-processes"))
-
-
-@pytest.fixture(scope="module")
-def alike(settings, tmp_path_factory):
-    """The runs of twenty steps, in one process and in two."""
-    many_steps = {name: settings[name] for name in ALIKE}
-    return tuple(run(many_steps, tmp_path_factory.mktemp("alike")) for run in (in_one_process, in_two))
+    return MadeWhenAsked(in_two, settings, tmp_path_factory.mktemp("two-processes"))
 
 
 def assert_trained_alike(run, reference):
@@ -150,7 +170,7 @@ def assert_trained_alike(run, reference):
     torch.testing.assert_close(run["after"], reference["after"], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", unless_few(MODELS))
 def test_two_processes_of_four_train_as_one_process_of_eight(one_process, two_processes, model):
     reference, runs = one_process[model], two_processes[model]
     assert [(run["processes"], run["rows"]) for run in (reference, *runs)] == [(1, 8), (2, 4), (2, 4)]
@@ -175,9 +195,8 @@ def test_batches_that_two_processes_cannot_halve_train_as_in_one_process(one_pro
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", ALIKE)
-def test_chunks_processes_and_checkpointing_train_alike_for_twenty_steps(alike, name, processes):
+def test_chunks_processes_and_checkpointing_train_alike_for_twenty_steps(one_process, two_processes, name, processes):
     """By the largest difference, and by their mean, which would show a drift to one side."""
-    one_process, two_processes = alike
     reference = one_process["16 at once"]["steps"]
     runs = two_processes[name] if processes == 2 else [one_process[name]]
     for run in runs:
@@ -200,7 +219,7 @@ def test_chunks_of_uneven_shares_train_as_the_whole_batch(one_process, two_proce
         assert_trained_alike(run, one_process["uneven"])
 
 
-@pytest.mark.parametrize("name", ["two corpora", "two corpora, uneven", "two corpora, uneven, cached"])
+@pytest.mark.parametrize("name", unless_few(["two corpora", "two corpora, uneven", "two corpora, uneven, cached"]))
 def test_two_processes_train_on_the_words_of_two_corpora_as_one_does(one_process, two_processes, name):
     """What compares follows from the rows of both processes, in chunks too."""
     reference = one_process[name.removesuffix(", cached")]
@@ -214,7 +233,9 @@ def test_two_processes_train_on_the_words_of_two_corpora_as_one_does(one_process
         assert sorted(set((logits == lowest).sum(dim=1).tolist())) == [2, 3]  # of seven words, those of the other
 
 
-@pytest.mark.parametrize("name", ["votes", "votes, uneven", "votes, uneven, cached", "votes, uneven, smoothed"])
+@pytest.mark.parametrize(
+    "name", unless_few(["votes", "votes, uneven", "votes, uneven, cached", "votes, uneven, smoothed"])
+)
 def test_two_processes_train_on_votes_as_one_does(one_process, two_processes, name):
     """What agrees follows from the votes on the rows of both processes, in chunks too."""
     reference = one_process[name.removesuffix(", cached")]
@@ -260,44 +281,29 @@ def test_accumulated_halves_train_as_the_whole_for_a_loss_per_sample_in_one_proc
         assert_trained_alike(run, reference)
 
 
-def test_both_processes_end_with_the_same_weights_bit_by_bit(two_processes):
-    assert_same_weights(two_processes)
-
-
-@pytest.mark.slow
-def test_both_processes_end_many_steps_with_the_same_weights_bit_by_bit(alike):
-    assert_same_weights(alike[1])
-
-
-def assert_same_weights(two_processes):
-    for first, second in two_processes.values():
+@pytest.mark.parametrize("kind", unless_few(KINDS))
+def test_both_processes_end_with_the_same_weights_bit_by_bit(two_processes, kind):
+    for first, second in (two_processes[name] for name in KINDS[kind]):
         assert [name for name, tensor in first["after"].items() if not torch.equal(tensor, second["after"][name])] == []
 
 
-def test_both_processes_are_told_the_epoch_and_share_its_utterances(one_process, two_processes):
-    for name in (*MODELS, "accumulated"):
-        first, second = two_processes[name]
-        assert [epoch for epoch, _ in first["seen"]] == [epoch for epoch, _ in second["seen"]] == [0] * 8 + [1] * 8
-        assert len({*first["seen"], *second["seen"]}) == 32
-        assert {*first["seen"], *second["seen"]} == set(one_process[name]["seen"])
+@pytest.mark.parametrize("name", unless_few([*MODELS, "accumulated"]))
+def test_both_processes_are_told_the_epoch_and_share_its_utterances(one_process, two_processes, name):
+    first, second = two_processes[name]
+    assert [epoch for epoch, _ in first["seen"]] == [epoch for epoch, _ in second["seen"]] == [0] * 8 + [1] * 8
+    assert len({*first["seen"], *second["seen"]}) == 32
+    assert {*first["seen"], *second["seen"]} == set(one_process[name]["seen"])
 
 
-def test_two_processes_evaluate_as_one_does(one_process, two_processes):
+@pytest.mark.parametrize("kind", unless_few(KINDS))
+def test_two_processes_evaluate_as_one_does(one_process, two_processes, kind):
     """Ten utterances in batches of two: accelerate evens the last round out with repeats, which must not count, and
     the loss of a batch is its own, not that of all processes' rows."""
-    assert_evaluated_alike(one_process, two_processes, tolerance=1e-9)
-
-
-@pytest.mark.slow
-def test_two_processes_evaluate_as_one_does_after_many_steps(alike):
-    assert_evaluated_alike(*alike, tolerance=1e-5)  # in float32
-
-
-def assert_evaluated_alike(one_process, two_processes, *, tolerance):
-    for name, runs in two_processes.items():
+    tolerance = 1e-5 if kind == "many steps" else 1e-9  # those in float32
+    for name in KINDS[kind]:
         reference = one_process[name]
         assert [len(logits) for logits in reference["logits"]] == [10, 10]
-        for run in runs:
+        for run in two_processes[name]:
             torch.testing.assert_close(run["logits"], reference["logits"], rtol=tolerance, atol=tolerance)
             for score in ("loss", "wa", "ua", "macro_f1", "classifier_wa", "classifier_ua", "classifier_macro_f1"):
                 assert run["metrics"][f"test_{score}"] == pytest.approx(

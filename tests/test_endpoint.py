@@ -140,6 +140,7 @@ def answers(repositories, tmp_path_factory):
     return {family: dict(zip(REQUESTS, rows, strict=True)) for family, rows in told.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["whisper", "wavlm-layer"])
 def test_an_endpoint_answers_as_the_model_where_lascl_is_not_installed(family, repositories, answers):
     told = answers[family]
@@ -156,6 +157,7 @@ def test_an_endpoint_answers_as_the_model_where_lascl_is_not_installed(family, r
     assert told["text"].startswith("The audio cannot be read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["whisper", "wavlm-layer"])
 def test_an_endpoint_hears_what_is_long_in_windows(family, repositories, answers):
     told, asked = answers[family], Recogniser.load(repositories / family, device="cpu")

@@ -193,7 +193,7 @@ def test_longer_than_whispers_window_is_an_error_not_a_cut(exported):
 
 
 def test_permuted_labels_permute_the_answer(exported, tmp_path):
-    shutil.copy(exported("wavlm-group") / "model.onnx", tmp_path)
+    shutil.copy(exported("whisper") / "model.onnx", tmp_path)
     rng = np.random.default_rng(0)
     label_embeds = rng.standard_normal((7, 8)).astype(np.float32)
     utterances, order = [recording(0), recording(1)[:5000]], rng.permutation(7)
@@ -206,11 +206,9 @@ def test_permuted_labels_permute_the_answer(exported, tmp_path):
 
 
 def test_other_words_on_the_same_graph(checkpoint, exported, tmp_path):
-    shutil.copy(exported("wavlm-group") / "model.onnx", tmp_path)
+    shutil.copy(exported("whisper") / "model.onnx", tmp_path)
     words = ["furious", "joyful", "weary", "bored", "calm", "tense"]
-    recogniser = Recogniser.load(
-        checkpoint("wavlm-group"), labels=words, label_template="a {label} voice", device="cpu"
-    )
+    recogniser = Recogniser.load(checkpoint("whisper"), labels=words, label_template="a {label} voice", device="cpu")
     save_labels(recogniser, tmp_path / "words.npz")
     assert np.load(tmp_path / "words.npz")["labels"].tolist() == words
     utterances = [recording(2), recording(3)[:2000]]
@@ -246,7 +244,7 @@ def test_the_command_with_other_words_says_so_and_is_quiet(checkpoint, tmp_path,
 # -------------------------------------------------------------------------------------------------------------- int8
 
 
-@pytest.mark.parametrize("family", ["whisper", "wavlm-group"])
+@pytest.mark.parametrize("family", ["whisper", pytest.param("wavlm-group", marks=pytest.mark.slow)])
 def test_int8_is_smaller_and_its_distance_is_stated(family, checkpoint, exported, graph_of, tmp_path, capsys):
     graph_of(exported(family))
     out = tmp_path / "out"
@@ -308,7 +306,8 @@ def test_the_example_refuses_what_the_model_cannot_hear(exported, tmp_path):
         assert result.returncode == 1 and re.search(f"^{re.escape(str(tmp_path / name))}: .*{sentence}", result.stderr)
 
 
-@pytest.mark.parametrize("family", ["whisper", "data2vec-audio"])  # the second has a classifier's head
+# The second has a classifier's head.
+@pytest.mark.parametrize("family", ["whisper", pytest.param("data2vec-audio", marks=pytest.mark.slow)])
 def test_the_code_in_the_exports_readme_runs(family, checkpoint, exported, tmp_path):
     folder = shutil.copytree(exported(family), tmp_path / "out")
     soundfile.write(folder / "speech.wav", recording(8), RATE, subtype="FLOAT")
@@ -323,24 +322,24 @@ def test_the_code_in_the_exports_readme_runs(family, checkpoint, exported, tmp_p
 
 
 def test_a_graph_that_answers_otherwise_leaves_nothing(checkpoint, exported, graph_of, tmp_path, capsys):
-    graph_of(exported("wavlm-group"))
-    other = checkpoint("wavlm-group", seed=1)
+    graph_of(exported("whisper"))
+    other = checkpoint("whisper", seed=1)
     with pytest.raises(ValueError, match=r"differ by 0\.\d+ in a probability and .* more than 0\.0001; nothing was"):
         export(other, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
-    earlier = shutil.copytree(exported("wavlm-group"), tmp_path / "earlier")
+    earlier = shutil.copytree(exported("whisper"), tmp_path / "earlier")
     with pytest.raises(SystemExit) as exit:
         main([str(other), str(earlier)])
     assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [earlier]
     for path in earlier.iterdir():
-        assert path.read_bytes() == (exported("wavlm-group") / path.name).read_bytes()
+        assert path.read_bytes() == (exported("whisper") / path.name).read_bytes()
 
 
 def test_an_answer_that_is_no_number_is_refused(checkpoint, exported, graph_of, tmp_path):
-    graph_of(exported("wavlm-group"))
-    recogniser = Recogniser.load(checkpoint("wavlm-group"), device="cpu")
+    graph_of(exported("whisper"))
+    recogniser = Recogniser.load(checkpoint("whisper"), device="cpu")
     with torch.no_grad():
         recogniser.model.lascl.audio_projection.output.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="differ by nan"):
@@ -349,8 +348,8 @@ def test_an_answer_that_is_no_number_is_refused(checkpoint, exported, graph_of, 
 
 
 def test_an_earlier_export_is_replaced_anything_else_refused(checkpoint, exported, graph_of, tmp_path):
-    graph_of(exported("wavlm-group"))
-    model, out = checkpoint("wavlm-group"), tmp_path / "out"
+    graph_of(exported("whisper"))
+    model, out = checkpoint("whisper"), tmp_path / "out"
     out.mkdir()
     export(model, out)
     export(model, out, labels=["furious", "weary"])

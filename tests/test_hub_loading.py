@@ -153,6 +153,7 @@ def features(folder, words=WORDS):
     return torch.stack([state.mean(dim=0) for state in states])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, text",
     [
@@ -173,6 +174,7 @@ def test_new_labels_are_embedded_by_the_encoder_of(name, text, found, published)
     assert all((other - expected).abs().max() > 0.01 for other in others)
 
 
+@pytest.mark.slow
 def test_what_is_downloaded_is_said_before_with_its_size(found, published):
     size_mb = (published / "text-2" / "model.safetensors").stat().st_size / 1e6
     (message,) = found["moved log"]
@@ -182,6 +184,7 @@ def test_what_is_downloaded_is_said_before_with_its_size(found, published):
     assert found["again log"] == [] and found["down, cached log"] == []
 
 
+@pytest.mark.slow
 def test_an_encoder_that_cannot_be_had_is_named(found):
     kind, message = found["of-a-folder error"]
     assert kind == "OSError" and "text encoder /nowhere/text" in message and "model.config.text_encoder" in message
@@ -189,6 +192,7 @@ def test_an_encoder_that_cannot_be_had_is_named(found):
     assert kind == "OSError" and "text encoder org/never-loaded" in message and "Is the Hub reachable?" in message
 
 
+@pytest.mark.slow
 def test_of_a_text_encoder_on_the_hub_name_and_commit_are_saved(found, published):
     assert found["built revision"] == found["text commit"]
     assert "text_encoder" not in found["built files"]
@@ -196,6 +200,7 @@ def test_of_a_text_encoder_on_the_hub_name_and_commit_are_saved(found, published
     assert (config["text_encoder"], config["text_encoder_revision"]) == ("org/words", found["text commit"])
 
 
+@pytest.mark.slow
 def test_the_commit_is_not_saved(found, published):
     config = (published / "saved" / "config.json").read_text()
     assert "_commit_hash" not in config and json.loads(config)["id2label"] == {"0": "calm", "1": "tense"}

@@ -254,6 +254,7 @@ def test_options_choose_and_merge(release):
     assert {row["id"]: {k: v for k, v in row.items() if k != "label"} for row in rows} == without
 
 
+@pytest.mark.slow
 def test_missing_files_are_named(release):
     root, planned = release
     id, row = next((id, row) for id, row in planned.items() if row["raw_label"] == "sad" and row["session"] == "3")

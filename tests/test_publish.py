@@ -59,17 +59,10 @@ MATRIX = [(request, kind) for request in REQUESTS for kind in KINDS] + [
 ]
 # One of each kind and one at each request: the rest is a proof.
 QUICK = [
-    *(
-        ("create", "closed"),
-        ("head", 401),
-        ("branch", 409),
-        ("head", "hang"),
-        ("head", 500),
-        ("validate", "html"),
-        ("preupload", "hang"),
-    ),
-    *(("batch", 403), ("put", "cut"), ("verify", 503), ("commit", 412), ("commit", "done"), ("commit", 429)),
+    *(("create", "closed"), ("head", 401), ("branch", 409), ("head", 500), ("preupload", "hang")),
+    *(("commit", "done"), ("commit", 429)),
 ]
+MORE = [("head", "hang"), ("validate", "html"), ("batch", 403), ("put", "cut"), ("verify", 503), ("commit", 412)]
 
 
 @contextlib.contextmanager
@@ -314,7 +307,7 @@ def expected_code(request: str, kind, times: int) -> int:
     return 0 if times == 1 else 1
 
 
-@pytest.mark.parametrize("request_, kind", QUICK)
+@pytest.mark.parametrize("request_, kind", [*QUICK, *(pytest.param(*fault, marks=pytest.mark.slow) for fault in MORE)])
 def test_a_failing_hub_costs_a_sentence(request_, kind, run, tmp_path, capfd):
     check_fault(request_, kind, run, tmp_path, capfd)
 

@@ -315,7 +315,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("stopped_after", [3, 20])
+@pytest.mark.parametrize("stopped_after", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_kill_while_encoding_loses_nothing(recipe, tmp_path, heard, monkeypatch, stopped_after):
     """Of 28 batches of five views, those that were heard are not heard again; the views are those of an undisturbed
     run, bit for bit."""

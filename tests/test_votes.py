@@ -195,6 +195,7 @@ def test_labels_of_a_manifest_with_votes_are_what_they_were(manifest):
 # --------------------------------------------------------------------------------------------------- IEMOCAP, full-size
 
 
+@pytest.mark.slow
 def test_the_evaluators_of_iemocap_are_read_to_the_right_counts(release, silent):  # noqa: F811
     """10,039 turns, of which every fourth was not evaluated."""
     root, planned = release
