@@ -14,9 +14,9 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from conftest import free_port, in_two_processes, read_csv
 from safetensors.torch import load_file
 from test_distributed import ROOT, launch
+from tiny import free_port, in_two_processes, read_csv
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainingArguments
 from lascl.train import main

@@ -2,8 +2,8 @@
 
 import copy
 
-import conftest
 import pytest
+import tiny
 import torch
 from transformers import AutoModel, WavLMConfig, WavLMModel
 
@@ -12,7 +12,7 @@ from lascl import LaSCLForAudioClassification
 from lascl.encoders_lascl import MASK_ALIGNMENT, RecomputedWavLMAttention, load_audio_encoder
 
 
-FAMILIES = {"group norm": {}, "layer norm": conftest.LAYER_NORM}
+FAMILIES = {"group norm": {}, "layer norm": tiny.LAYER_NORM}
 DROPOUTS = ("attention_dropout", "hidden_dropout", "activation_dropout", "feat_proj_dropout")
 # Largest error allowed, of outputs and of gradients relative to the largest gradient.
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
@@ -20,9 +20,9 @@ TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
 
 def stock_and_ours(dropout=0.0, dtype=torch.float32, **changes) -> tuple[WavLMModel, WavLMModel]:
     torch.manual_seed(0)
-    spec = {**conftest.CONVOLUTIONAL, **conftest.FINE}
+    spec = {**tiny.CONVOLUTIONAL, **tiny.FINE}
     spec |= {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4}
-    stock = WavLMModel(WavLMConfig(**{**spec, **conftest.LAYER_NORM, **changes, **dict.fromkeys(DROPOUTS, dropout)}))
+    stock = WavLMModel(WavLMConfig(**{**spec, **tiny.LAYER_NORM, **changes, **dict.fromkeys(DROPOUTS, dropout)}))
     with torch.no_grad():
         for name, parameter in stock.named_parameters():
             if ".attention." in name:
@@ -141,7 +141,7 @@ def test_a_layer_of_large_shape_keeps_at_most_45_per_cent_of_stocks_bytes():
             attention_dropout=0.1,
             hidden_dropout=0.0,
             activation_dropout=0.0,
-            **conftest.LAYER_NORM,
+            **tiny.LAYER_NORM,
         )
         stock = WavLMModel(config).train()
         for name, model in (("stock", stock), ("ours", lascl.encoders_lascl._adapt(copy.deepcopy(stock)))):
@@ -218,10 +218,10 @@ def test_the_weights_bear_stocks_names_and_load_in_a_stock_encoder(audio_encoder
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", sorted({*conftest.AUDIO_ENCODERS} - {"wavlm-group", "wavlm-layer"}))
+@pytest.mark.parametrize("family", sorted({*tiny.AUDIO_ENCODERS} - {"wavlm-group", "wavlm-layer"}))
 def test_other_encoders_use_fused_attention_also_when_loaded_again(family, audio_encoders, text_encoder, tmp_path):
     model = LaSCLForAudioClassification.from_encoders(
-        audio_encoders[family], text_encoder, conftest.LABELS, projection_dim=8
+        audio_encoders[family], text_encoder, tiny.LABELS, projection_dim=8
     )
     model.save_pretrained(tmp_path)
     for found in (model, LaSCLForAudioClassification.from_pretrained(tmp_path)):

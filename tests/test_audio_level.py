@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, RATE, recording
+from tiny import LABELS, RATE, recording
 from transformers import WhisperFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification, load_corpus

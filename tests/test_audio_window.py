@@ -4,11 +4,11 @@ import copy
 import json
 import threading
 
-import conftest
 import numpy as np
 import pytest
+import tiny
 import torch
-from conftest import LABELS, RATE, recording
+from tiny import LABELS, RATE, recording
 from transformers import WhisperFeatureExtractor, pipeline
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification, load_corpus, make_folds
@@ -30,8 +30,8 @@ HEARD_S = (1, 1, 2, 2, 3, 3)
 def checkpoint(tmp_path_factory, text_encoder) -> str:
     """A model with the window of 3 s that hears no more than lasts, and its extractor."""
     root = tmp_path_factory.mktemp("utterance")
-    encoder = {**conftest.AUDIO_ENCODERS["whisper"], "max_source_positions": 50 * WINDOW_S}
-    audio = conftest.save_random_audio_encoder(encoder, root / "audio")
+    encoder = {**tiny.AUDIO_ENCODERS["whisper"], "max_source_positions": 50 * WINDOW_S}
+    audio = tiny.save_random_audio_encoder(encoder, root / "audio")
     torch.manual_seed(0)
     model = LaSCLForAudioClassification.from_encoders(str(audio), text_encoder, LABELS, projection_dim=8)
     model.config.audio_window = "utterance"  # what older code takes for nothing, and saves
@@ -229,7 +229,7 @@ def test_the_window_is_the_recipe_s_limit_whatever_was_trained_on(tmp_path, text
     encoder = checkpoint.replace("checkpoint", "audio")
     lines = ["path,label,speaker"]
     for number, duration_s in enumerate((0.5, 0.6, 0.7, 2.4)):
-        conftest.soundfile.write(tmp_path / f"{number}.wav", recording(number, duration_s), RATE)
+        tiny.soundfile.write(tmp_path / f"{number}.wav", recording(number, duration_s), RATE)
         lines.append(f"{number}.wav,{('joy', 'fear')[number % 2]},{'ab'[number // 2]}")
     (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
     corpus = load_corpus("csv", tmp_path)

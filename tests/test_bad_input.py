@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, read_csv, recording
+from tiny import RATE, read_csv, recording
 
 from lascl import load_corpus
 from lascl.data import SpeechDataset

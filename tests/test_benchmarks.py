@@ -7,10 +7,10 @@ import runpy
 import sys
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import soundfile
+import tiny
 import torch
 from transformers import AutoFeatureExtractor, WavLMConfig
 
@@ -19,7 +19,7 @@ from lascl.data import SpeechDataset
 
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-WAVLM, WAV2VEC2 = conftest.AUDIO_ENCODERS["wavlm-layer"], conftest.AUDIO_ENCODERS["wav2vec2-layer"]
+WAVLM, WAV2VEC2 = tiny.AUDIO_ENCODERS["wavlm-layer"], tiny.AUDIO_ENCODERS["wav2vec2-layer"]
 # The front end of a real encoder, 20 ms a frame, at a width that costs nothing.
 REAL_STRIDES = {
     **{name: value for name, value in WAVLM.items() if not name.startswith(("conv_", "num_feat"))},
@@ -205,8 +205,8 @@ def predict_benchmark(load, tmp_path, audio_encoders, monkeypatch):
     """The module, and its command line over a folder of ten clips."""
     (tmp_path / "clips").mkdir()
     for number in range(10):
-        samples = conftest.recording(number, 0.15 + 0.02 * number)
-        soundfile.write(tmp_path / "clips" / f"{number}.wav", samples, conftest.RATE)
+        samples = tiny.recording(number, 0.15 + 0.02 * number)
+        soundfile.write(tmp_path / "clips" / f"{number}.wav", samples, tiny.RATE)
     few = {"NUM_CLIPS": 10, "ROUNDS": 2, "START_UP_RUNS": 1, "STARTED": {"nothing": ["-c", ""]}}
     module = load("real_clips", WAVLM_BASE=WAVLM, PIPELINE_BATCH_SIZES=(1, 4), **few)
     monkeypatch.setattr("lascl.inference.export.CHECKED_DURATION_S", 0.5)  # tiny encoders make many frames of a second
@@ -450,7 +450,7 @@ def test_simulated_listeners(load, tmp_path, monkeypatch, emodb_like, audio_enco
 def test_synonyms(load, tmp_path, audio_encoders, text_encoder):
     """A label's own word is as good as the label; another label's word lands on that, and tells nothing of this one."""
     module = load("synonyms", SYNONYMS={"angry": ("angry",), "happy": ("sad",), "joy": ("unknown to this model",)})
-    labels = conftest.LABELS
+    labels = tiny.LABELS
     model = LaSCLForAudioClassification.from_encoders(audio_encoders["wav2vec2-layer"], text_encoder, labels)
     trained = model.get_label_embeddings().detach().numpy()
     fold = tmp_path / "run" / "fold-1"
@@ -513,12 +513,12 @@ def test_own_recordings(load, tmp_path, audio_encoders, text_encoder):
     """Recordings of two loudnesses by two speakers: whose statistics are taken changes the answers."""
     folder = audio_encoders["wav2vec2-layer"]
     config = {"projection_dim": 8, "standardise_audio": "training"}
-    model = LaSCLForAudioClassification.from_encoders(folder, text_encoder, conftest.LABELS, **config)
+    model = LaSCLForAudioClassification.from_encoders(folder, text_encoder, tiny.LABELS, **config)
     model.save_pretrained(tmp_path / "model")
     AutoFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path / "model")
     lines = ["path,label,speaker"]
     for number in range(12):
-        soundfile.write(tmp_path / f"{number}.wav", conftest.recording(number, 0.2 + 0.01 * number), conftest.RATE)
+        soundfile.write(tmp_path / f"{number}.wav", tiny.recording(number, 0.2 + 0.01 * number), tiny.RATE)
         lines.append(f"{number}.wav,{['happy', 'weary'][number % 2]},{'ab'[number // 6]}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     load("own_recordings").main([str(tmp_path / "model"), str(tmp_path / "list.csv"), "--heading", "Twelve"])

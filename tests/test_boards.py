@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import soxr
 import torch
-from conftest import LABELS
+from tiny import LABELS
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, RATE, recording
+from tiny import LABELS, RATE, recording
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification

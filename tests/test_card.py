@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from conftest import read_csv, recording
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from sklearn.metrics import accuracy_score, f1_score, recall_score
+from tiny import read_csv, recording
 
 from lascl.evaluation import summarise_run
 from lascl.hub.card import fold_card, public_config

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import LABELS
+from tiny import LABELS
 from transformers import AutoConfig, PretrainedConfig
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification, LaSCLModel

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import RATE, recording
 from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import RATE, recording
 
 import lascl
 from lascl.data import Fold, SpeechDataset, UtteranceBatchSampler, corpora, load_corpus, make_folds

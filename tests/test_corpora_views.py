@@ -167,7 +167,7 @@ def embed_a_share(table, audio_encoder, text_encoder, folder):
 def test_two_processes_embed_each_corpus_as_one_does(
     audio_encoders, text_encoder, model, collator, args, two_corpora, tmp_path
 ):
-    from conftest import in_two_processes
+    from tiny import in_two_processes
 
     table = mixed(two_corpora)
     in_two_processes(embed_a_share, table, audio_encoders["wav2vec2-layer"], text_encoder, tmp_path)

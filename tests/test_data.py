@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import soxr
 import torch
-from conftest import RATE, recording
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import RATE, recording
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from lascl.data import (

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from conftest import recording
+from tiny import recording
 
 from lascl import load_corpus, train
 from lascl.data import SpeechDataset

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import conftest
 import distributed_steps
 import pytest
+import tiny
 import torch
-from conftest import in_two_processes
+from tiny import in_two_processes
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus
@@ -124,7 +124,7 @@ def settings(audio_encoders, text_encoder, emodb_like, tmp_path_factory):
     settings["votes, uneven"] = {**settings["two corpora, uneven"], "voted": True}
     smoothed = {**settings["votes, uneven"]["model"], "target_smoothing": 0.2, "contrastive_reduction": "bracket"}
     settings["votes, uneven, smoothed"] = {**settings["votes, uneven"], "model": smoothed}
-    few_frames = {**conftest.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [20, 10], "conv_stride": [16, 10]}
+    few_frames = {**tiny.AUDIO_ENCODERS["wavlm-layer"], "conv_kernel": [20, 10], "conv_stride": [16, 10]}
     wavlm = save_random_audio_encoder(few_frames, tmp_path_factory.mktemp("wavlm"))
     long = {**common, "audio_encoder": str(wavlm), "model": {"projection_dim": 8}, "utterances": 32, "double": False}
     settings |= {name: {**long, "arguments": {**TWENTY_STEPS, **changes}} for name, changes in ALIKE.items()}

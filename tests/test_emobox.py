@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, recording
 from datasets import Audio, ClassLabel, Dataset, DatasetDict
+from tiny import RATE, recording
 
 from lascl import load_corpus, make_folds
 from lascl.data import read_audio

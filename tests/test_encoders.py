@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import AUDIO_ENCODERS, CONVOLUTIONAL, recording
+from tiny import AUDIO_ENCODERS, CONVOLUTIONAL, recording
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor, WhisperModel
 
 from lascl import LaSCLForAudioClassification
@@ -21,9 +21,9 @@ from lascl.training.random_encoders import save_random_audio_encoder
 FAMILIES = list(AUDIO_ENCODERS)
 WAVEFORM_FAMILIES = [name for name in FAMILIES if name != "whisper"]
 GROUP_NORM_FAMILIES = ["wav2vec2-group", "hubert-group", "wavlm-group", "unispeech", "unispeech-sat"]
-RECEPTIVE_FIELD, STRIDE = 80, 40  # samples, of the tiny encoders with convolutions; see conftest
+RECEPTIVE_FIELD, STRIDE = 80, 40  # samples, of the tiny encoders with convolutions; see tiny.py
 WHISPER_WINDOW_S = 2  # 100 positions at 50 a second
-# Named as choices when an encoder is refused, but not among the families of conftest.
+# Named as choices when an encoder is refused, but not among the families of tiny.py.
 FURTHER_TYPES = {
     "wav2vec2-conformer": {"conv_depthwise_kernel_size": 3},
     "sew": {"squeeze_factor": 2},

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import LABELS, RATE, flac_that_states, recording
 from test_remote_code import STRANGER
+from tiny import LABELS, RATE, flac_that_states, recording
 from transformers import AutoModel, AutoTokenizer, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from conftest import LABELS
+from tiny import LABELS
 from transformers import AutoFeatureExtractor, pipeline
 
 from lascl import LaSCLForAudioClassification

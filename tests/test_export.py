@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
-from conftest import AUDIO_ENCODERS, LABELS, RATE, recording
+from tiny import AUDIO_ENCODERS, LABELS, RATE, recording
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification

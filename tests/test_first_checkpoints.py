@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import AUDIO_ENCODERS, LABELS, TEXT_ENCODER
 from safetensors.torch import save_file
+from tiny import AUDIO_ENCODERS, LABELS, TEXT_ENCODER
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification, LaSCLModel
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import read_csv
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, recall_score
+from tiny import read_csv
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus, train

@@ -5,12 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
-import conftest
 import pytest
 import soundfile
+import tiny
 import torch
-from conftest import RATE, in_two_processes, read_csv
 from huggingface_hub import constants
+from tiny import RATE, in_two_processes, read_csv
 from transformers import AutoFeatureExtractor, set_seed
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus, study, train
@@ -213,9 +213,9 @@ def in_cache(home: Path, repository: str, folder: Path):
 
 @pytest.mark.slow
 def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_else(tmp_path, monkeypatch):
-    whisper = {**conftest.AUDIO_ENCODERS["whisper"], "encoder_layers": 4}
+    whisper = {**tiny.AUDIO_ENCODERS["whisper"], "encoder_layers": 4}
     in_cache(tmp_path / "hf", "openai/whisper-tiny.en", save_random_audio_encoder(whisper, tmp_path / "audio"))
-    text = save_random_text_encoder(conftest.TEXT_ENCODER, tmp_path / "text")
+    text = save_random_text_encoder(tiny.TEXT_ENCODER, tmp_path / "text")
     in_cache(tmp_path / "hf", "sentence-transformers/all-MiniLM-L6-v2", text)
     (tmp_path / "own").mkdir()
     with open(tmp_path / "own" / "manifest.csv", "w", encoding="utf-8", newline="") as file:
@@ -223,7 +223,7 @@ def test_the_small_corpus_recipe_trains_on_a_csv_corpus_and_asks_for_nothing_els
         writer.writerow(["path", "label", "speaker"])
         for number in range(20):
             name = f"{number}.wav"
-            soundfile.write(tmp_path / "own" / name, conftest.recording(number, 0.2 + 0.01 * number), RATE)
+            soundfile.write(tmp_path / "own" / name, tiny.recording(number, 0.2 + 0.01 * number), RATE)
             writer.writerow([name, ("joy", "rage")[number % 2], f"speaker-{number // 4}"])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

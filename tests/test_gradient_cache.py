@@ -3,9 +3,9 @@
 import weakref
 from itertools import pairwise
 
-import conftest
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ OBJECTIVES = {
 def build(audio_encoder, text_encoder, dtype=torch.float64, **config) -> LaSCLForAudioClassification:
     torch.manual_seed(0)
     model = LaSCLForAudioClassification.from_encoders(
-        audio_encoder, text_encoder, conftest.LABELS, projection_dim=8, freeze_feature_encoder=False, **config
+        audio_encoder, text_encoder, tiny.LABELS, projection_dim=8, freeze_feature_encoder=False, **config
     )
     return model.to(dtype).train()
 
@@ -84,7 +84,7 @@ def assert_same_gradients(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 3, 6])
-@pytest.mark.parametrize("family", conftest.AUDIO_ENCODERS)
+@pytest.mark.parametrize("family", tiny.AUDIO_ENCODERS)
 def test_chunks_give_the_loss_and_the_gradients_of_the_whole_batch(
     family, rows_per_chunk, audio_encoders, text_encoder
 ):
@@ -130,7 +130,7 @@ def forward_with_all_graphs_kept(model, inputs, rows_per_chunk) -> LaSCLOutput:
 @pytest.mark.parametrize("family", ["wavlm-layer", "wav2vec2-group", "hubert-layer"])
 def test_with_chance_it_equals_the_same_chunks_with_all_graphs_kept(family, checkpointing, tmp_path, text_encoder):
     """Dropout, layer-drop and SpecAugment draw from torch and from numpy; the second pass must draw alike."""
-    encoder = str(save_random_audio_encoder({**conftest.AUDIO_ENCODERS[family], **CHANCE}, tmp_path))
+    encoder = str(save_random_audio_encoder({**tiny.AUDIO_ENCODERS[family], **CHANCE}, tmp_path))
     plain, cached = (build(encoder, text_encoder, torch.float32) for _ in range(2))
     inputs = batch(plain, torch.float32)
     if checkpointing:

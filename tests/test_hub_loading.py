@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LABELS, TEXT_ENCODER
+from tiny import LABELS, TEXT_ENCODER
 
 from lascl import LaSCLForAudioClassification
 from lascl.training.random_encoders import save_random_text_encoder

@@ -193,7 +193,7 @@ def test_what_cannot_be_started_from_is_said_before_training(
 
 def test_clips_longer_than_its_whisper_window_are_refused(command, checkpoint, tmp_path, capsys):
     import soundfile
-    from conftest import RATE, recording
+    from tiny import RATE, recording
 
     for speaker in ("03", "08"):
         for emotion in "AEFLNTW":

@@ -2,8 +2,8 @@
 
 import shutil
 
-import conftest
 import pytest
+import tiny
 from safetensors import safe_open
 
 from lascl import LaSCLForAudioClassification
@@ -26,7 +26,7 @@ def test_intermediate_checkpoints_hold_what_is_trained_and_end_in_the_same_bytes
         pytest.importorskip("peft")
     command, straight = [*recipe, *way], tmp_path / "straight"
     main([*command, "--output_dir", str(straight)])
-    conftest.cut_off(monkeypatch, [*command, "--output_dir", str(tmp_path / "run")], after_steps=5)
+    tiny.cut_off(monkeypatch, [*command, "--output_dir", str(tmp_path / "run")], after_steps=5)
     *_, folder = (tmp_path / "run" / "fold-1" / "trainer").glob("checkpoint-*")
     with safe_open(folder / "model.safetensors", "pt") as file:
         kept = set(file.keys())
@@ -51,8 +51,8 @@ def test_an_encoder_that_has_changed_meanwhile_is_not_gone_on_with(recipe, tmp_p
     encoder = shutil.copytree(recipe[where], tmp_path / "encoder")
     command = [*recipe[:where], str(encoder), *recipe[where + 1 :], "--freeze_audio_encoder", "true"]
     command += ["--output_dir", str(tmp_path / "run")]
-    conftest.cut_off(monkeypatch, command, after_steps=5)
-    save_random_audio_encoder(conftest.AUDIO_ENCODERS["wav2vec2-layer"], encoder, seed=9)
+    tiny.cut_off(monkeypatch, command, after_steps=5)
+    save_random_audio_encoder(tiny.AUDIO_ENCODERS["wav2vec2-layer"], encoder, seed=9)
     with pytest.raises(SystemExit) as exit:
         main(command)
     assert exit.value.code == 2

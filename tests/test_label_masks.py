@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_losses import joint as without_masks
+from tiny import recording
 from torch.utils.data import DataLoader
 from transformers import AutoFeatureExtractor, Trainer, TrainingArguments
 

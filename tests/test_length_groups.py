@@ -3,9 +3,9 @@
 import itertools
 import types
 
-import conftest
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,14 +15,14 @@ from lascl.encoders_lascl import groups_to_encode, length_groups
 from lascl.training.gradient_cache import cached_forward
 
 
-FAMILIES = [family for family in conftest.AUDIO_ENCODERS if family != "whisper"]
+FAMILIES = [family for family in tiny.AUDIO_ENCODERS if family != "whisper"]
 WHOLE = 10**15
 
 
 def build(audio_encoder, text_encoder, dtype=torch.float64, **config) -> LaSCLForAudioClassification:
     torch.manual_seed(0)
     model = LaSCLForAudioClassification.from_encoders(
-        audio_encoder, text_encoder, conftest.LABELS, projection_dim=8, freeze_feature_encoder=False, **config
+        audio_encoder, text_encoder, tiny.LABELS, projection_dim=8, freeze_feature_encoder=False, **config
     )
     return model.to(dtype).train()
 
@@ -33,7 +33,7 @@ def batch(lengths, dtype=torch.float64) -> dict:
     return {
         "input_values": noise * mask,
         "attention_mask": mask,
-        "labels": torch.arange(len(lengths)) % len(conftest.LABELS),
+        "labels": torch.arange(len(lengths)) % len(tiny.LABELS),
     }
 
 

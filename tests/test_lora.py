@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, cut_off, read_csv, recording
 from safetensors.torch import load_file
+from tiny import LABELS, cut_off, read_csv, recording
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, set_seed
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments

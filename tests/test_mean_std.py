@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import LABELS
+from tiny import LABELS
 
 from lascl import LaSCLForAudioClassification, modeling_lascl
 

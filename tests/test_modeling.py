@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import AUDIO_ENCODERS, LABELS, recording
+from tiny import AUDIO_ENCODERS, LABELS, recording
 from transformers import (
     AutoConfig,
     AutoModel,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import cut_off, read_csv
+from tiny import cut_off, read_csv
 
 from lascl.configuration_lascl import LaSCLConfig
 from lascl.train import main

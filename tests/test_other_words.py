@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, RATE, recording
+from tiny import LABELS, RATE, recording
 from transformers import AutoFeatureExtractor, set_seed
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus

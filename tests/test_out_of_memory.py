@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import AUDIO_ENCODERS, FINE, RATE, recording
+from tiny import AUDIO_ENCODERS, FINE, RATE, recording
 
 from lascl import LaSCLForAudioClassification
 from lascl.train import main

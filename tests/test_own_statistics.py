@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import LABELS, RATE, read_csv, recording
 from test_modeling import two_layers
 from test_predict import save_checkpoint
+from tiny import LABELS, RATE, read_csv, recording
 from transformers import AutoFeatureExtractor
 
 import lascl

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import RATE, read_csv, recording
 from test_modeling import build, outputs, stock_text_states, two_layers
+from tiny import RATE, read_csv, recording
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 import yaml
-from conftest import LABELS, read_csv
 from test_init_from import start
 from test_modeling import build, outputs, stock_text_states
 from test_predict_corpora import checkpoint_of, predict
+from tiny import LABELS, read_csv
 from transformers import AutoModelForAudioClassification
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import AUDIO_ENCODERS, LABELS, RATE, read_csv, recording
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import AUDIO_ENCODERS, LABELS, RATE, read_csv, recording
 from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, predict
@@ -294,7 +294,7 @@ def test_odd_files_give_a_line_each_and_harm_no_other(model, request, folder, ca
 @pytest.mark.parametrize("family", AUDIO_ENCODERS)
 def test_the_shortest_audio_is_one_frame_of_the_encoder(family, audio_encoders, text_encoder, tmp_path):
     model = Recogniser.load(save_checkpoint(family, audio_encoders, text_encoder, tmp_path), device="cpu")
-    # Whisper's mel frames; 40 + 20 * 2 samples in conftest's other encoders.
+    # Whisper's mel frames; 40 + 20 * 2 samples in tiny.py's other encoders.
     shortest = 160 if family == "whisper" else 80
     assert model.min_duration_s * RATE == shortest
     probabilities, _ = model([recording(0)[:shortest], recording(1)])

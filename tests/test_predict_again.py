@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import AUDIO_ENCODERS, LABELS, RATE, read_csv, recording
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_predict import alone, run, save_checkpoint
+from tiny import AUDIO_ENCODERS, LABELS, RATE, read_csv, recording
 from transformers import AutoFeatureExtractor
 
 import lascl

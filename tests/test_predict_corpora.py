@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import read_csv
+from tiny import read_csv
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import AUDIO_ENCODERS, RATE, read_csv, recording
 from test_predict import save_checkpoint
+from tiny import AUDIO_ENCODERS, RATE, read_csv, recording
 
 from lascl import train
 from lascl.data import read_audio

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import as_own_corpus
+from tiny import as_own_corpus
 
 from lascl import load_corpus, make_folds
 from lascl.train import main

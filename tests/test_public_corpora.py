@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import soundfile
-from conftest import RATE, recording
+from tiny import RATE, recording
 
 from lascl import load_corpus, make_folds
 from lascl.data.public_corpora import PUBLIC_CORPORA, read_public

@@ -19,10 +19,10 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import yaml
-from conftest import read_csv
 from huggingface_hub import constants
 from loopback_hub import ALWAYS, LoopbackHub
 from test_remote_code import STRANGER, TEXT_ENCODER_FILES
+from tiny import read_csv
 
 from lascl.hub import publish as publishing
 from lascl.hub.publish import PublishingError, fold_for_main, publish, stage_fold

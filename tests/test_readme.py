@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import LABELS
+from tiny import LABELS
 from transformers import AutoFeatureExtractor
 
 from lascl import LaSCLForAudioClassification, load_corpus

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import soundfile
 import yaml
-from conftest import AUDIO_ENCODERS, RATE, TEXT_ENCODER, recording
+from tiny import AUDIO_ENCODERS, RATE, TEXT_ENCODER, recording
 
 from lascl import study, train
 from lascl.data.augmentation import AUGMENTATIONS

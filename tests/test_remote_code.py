@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import AUDIO_ENCODERS, LABELS, recording
+from tiny import AUDIO_ENCODERS, LABELS, recording
 from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification

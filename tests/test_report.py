@@ -13,9 +13,9 @@ import matplotlib
 import numpy as np
 import pytest
 import yaml
-from conftest import read_csv
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import read_csv
 
 from lascl.evaluation import expected_calibration_error, summarise_run
 from lascl.evaluation import figures as figures_module

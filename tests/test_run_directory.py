@@ -1,7 +1,7 @@
 """A run directory is one run's, from its first second, and each of its folds is trained by one command at a time."""
 
 import pytest
-from conftest import Interrupted
+from tiny import Interrupted
 
 from lascl import LaSCLTrainer, train
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import LABELS, RATE, read_csv, recording
 from test_predict import alone, probabilities, run, save_checkpoint
+from tiny import LABELS, RATE, read_csv, recording
 
 import lascl
 import lascl.inference

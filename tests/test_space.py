@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import LABELS, RATE, flac_that_states, recording
+from tiny import LABELS, RATE, flac_that_states, recording
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLForAudioClassification

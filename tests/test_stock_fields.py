@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import LABELS
+from tiny import LABELS
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 

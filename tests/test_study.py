@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import read_csv
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import recall_score
+from tiny import read_csv
 
 from lascl import train
 from lascl.console import in_words

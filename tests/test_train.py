@@ -7,8 +7,8 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import LABELS, Interrupted, as_own_corpus, cut_off, read_csv
 from datasets import ClassLabel, Dataset
+from tiny import LABELS, Interrupted, as_own_corpus, cut_off, read_csv
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, load_corpus, make_folds
 from lascl.train import main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import cut_off, read_csv
+from tiny import cut_off, read_csv
 from transformers import AutoConfig
 
 import lascl.data

@@ -9,8 +9,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, RATE, recording
 from distributed_steps import RecordingDataset
+from tiny import LABELS, RATE, recording
 from torch import nn
 from transformers import AutoFeatureExtractor, TrainerCallback, set_seed
 

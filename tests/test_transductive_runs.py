@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import read_csv
+from tiny import read_csv
 
 from lascl import LaSCLForAudioClassification, train
 from lascl.hub.card import fold_card

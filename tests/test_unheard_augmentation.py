@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from conftest import RATE
+from tiny import RATE
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor, set_seed
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus

@@ -4,10 +4,10 @@ import re
 import shutil
 
 import pytest
-from conftest import read_csv
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, Repository
 from test_publish import connected
+from tiny import read_csv
 
 from lascl.hub.card import fold_card
 from lascl.hub.verify import main

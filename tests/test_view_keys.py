@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 
-import conftest
 import pytest
 import soundfile
+import tiny
 import torch
-from conftest import RATE, recording
+from tiny import RATE, recording
 from transformers import AutoFeatureExtractor, TrainingArguments
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainingArguments, load_corpus, make_folds, train
@@ -203,7 +203,7 @@ def first(begin):
 def others(tmp_path_factory, text_encoder):
     """The folders that CHANGED names."""
     folder = tmp_path_factory.mktemp("others")
-    weights = save_random_audio_encoder(conftest.AUDIO_ENCODERS["wav2vec2-layer"], folder / "audio", seed=9)
+    weights = save_random_audio_encoder(tiny.AUDIO_ENCODERS["wav2vec2-layer"], folder / "audio", seed=9)
     text = shutil.copytree(text_encoder, folder / "text")
     return {"wav2vec2 with other weights": str(weights), "another folder": str(text)}
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import RATE, recording
 from test_iemocap import WORDS, release  # noqa: F401, the full-size tree
+from tiny import RATE, recording
 
 from lascl import load_corpus, make_folds
 from lascl.data import SpeechDataset

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_losses import joint as plain_joint
+from tiny import recording
 from transformers import AutoFeatureExtractor, Trainer, TrainingArguments
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments

@@ -15,7 +15,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, read_csv, recording
+from tiny import RATE, read_csv, recording
 
 from lascl import train
 from lascl.evaluation import results_table, summarise_run

@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 import torch
-from conftest import AUDIO_ENCODERS, FINE, LABELS
 from test_modeling import speech
+from tiny import AUDIO_ENCODERS, FINE, LABELS
 from transformers import AutoModel, TorchAoConfig
 
 from lascl import LaSCLForAudioClassification, LaSCLModel

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import RATE, recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import RATE, recording
 
 from lascl.data import audio as audio_module
 from lascl.data.audio import read_blocks

@@ -14,11 +14,11 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from conftest import LABELS
 from loopback_hub import LoopbackHub
 from test_hub_loading import features
 from test_publish import connected, environment
 from test_remote_code import STRANGER
+from tiny import LABELS
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from lascl import LaSCLForAudioClassification

@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import RATE
+from tiny import RATE
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments
 from lascl.data import SpeechCollator, SpeechDataset

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import recording
 from test_first_checkpoints import FIELDS, STORED, fill_from_seed, inputs_of
+from tiny import recording
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from lascl import LaSCLConfig, LaSCLForAudioClassification
