@@ -5,7 +5,6 @@ The HTML file stands alone: it asks for nothing, runs no script, and can be mail
 
 from __future__ import annotations
 
-import argparse
 import base64
 import functools
 import sys
@@ -28,6 +27,7 @@ from lascl.evaluation.results import (
     why_no_interval,
 )
 from lascl.evaluation.votes import most_disputed, votes_cells
+from lascl.options import report_options
 from lascl.training.run_directory import write_text
 
 
@@ -41,22 +41,7 @@ def main(argv: list[str] | None = None):
 
     Exits with code 2 and one sentence when RUN is no finished run, a file of it is damaged, or it cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="lascl-report", description="Writes RUN/report.html, report.md and figures/.")
-    parser.add_argument("run", metavar="RUN", help="a run directory: train.py's output_dir")
-    parser.add_argument("--latex", action="store_true", help="print a row for a paper's table instead")
-    parser.add_argument("--interval", action="store_true", help="with --latex: 95 %% intervals over speakers instead")
-    parser.add_argument(
-        "--baseline",
-        action="append",
-        default=[],
-        metavar="B",
-        help="compare with another run, or a CSV file of any system: id,speaker,reference,prediction; may be repeated",
-    )
-    args = parser.parse_args(argv)
-    if args.baseline and args.latex:
-        parser.error("--baseline is shown in the report: leave out --latex.")
-    if args.interval and not args.latex:
-        parser.error("--interval belongs to --latex: the report has intervals anyway.")
+    args = report_options(argv)
     try:
         if args.latex:
             print(latex_row(load_run(args.run), intervals=args.interval))

@@ -6,7 +6,6 @@ Each is a run directory, or a CSV file that any system wrote: columns `id` and `
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -21,9 +20,9 @@ from lascl.evaluation.metrics import SCORE_NAMES, SCORES, scores_from_counts
 from lascl.evaluation.predictions import PROBABILITY, head_probabilities, own_words_of, words_with_columns
 from lascl.evaluation.report_data import parsed_file
 from lascl.evaluation.results import read_run
+from lascl.options import HEADS, compare_options
 
 
-HEADS = {"model": "the model's own head", "label": "label head", "classifier": "classifier"}
 ALPHA = 0.05
 
 
@@ -260,18 +259,7 @@ def comparison_text(result: dict) -> str:
 @unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Prints the comparison of two runs; exits with code 2 and one sentence when they cannot be compared."""
-    parser = argparse.ArgumentParser(
-        prog="lascl-compare",
-        description="Is B better than A? Paired on the same utterances, with intervals that respect speakers. Each is "
-        "a run directory, or a CSV file of any system: id, prediction and, unless the other side has them, reference "
-        "and speaker.",
-    )
-    parser.add_argument("run_a", metavar="A", type=Path)
-    parser.add_argument("run_b", metavar="B", type=Path)
-    parser.add_argument("--head", choices=list(HEADS), default="model", help="whose predictions (default: the model's)")
-    parser.add_argument("--common", action="store_true", help="compare only the utterances that both runs tested")
-    parser.add_argument("--json", action="store_true", help="print JSON, scores as fractions")
-    args = parser.parse_args(argv)
+    args = compare_options(argv)
     try:
         result = compare_runs(args.run_a, args.run_b, head=args.head, common=args.common)
     except (ValueError, OSError) as error:

@@ -11,7 +11,6 @@ stays, see `lascl.hub.ownership`. The token is the one of huggingface_hub (`hf a
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shlex
@@ -48,7 +47,8 @@ from lascl.hub.card import FIGURES, fold_card, public_config
 from lascl.hub.ownership import CARD, RECORD, Record, hashes, is_lascl_config, merged_card
 from lascl.hub.space import SDK, check_index_url, stage_space
 from lascl.modeling_lascl import save_text_encoder
-from lascl.training.recipe import FULL_DATA, HUB_MAIN, Recipe, check_repo_id
+from lascl.options import HUB_MAIN, publish_options
+from lascl.training.recipe import FULL_DATA, Recipe, check_repo_id
 from lascl.training.run_directory import link_or_copy, write_text
 
 
@@ -79,41 +79,14 @@ class NotOurs(ValueError):
 def main(argv: list[str] | None = None):
     """Publishes a run. Exits with code 1 and one sentence when something was not published, with 2 when RUN or an
     option is wrong."""
-    parser = argparse.ArgumentParser(prog="lascl-publish", description="Publishes a run's folds.", allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", help="a run directory: train.py's output_dir")
-    parser.add_argument("--hub_model_id", required=True, metavar="ORG/NAME", help="the repository on the Hub")
-    parser.add_argument("--folds", default="all", help="all that are finished, or some such as 1,3")
-    parser.add_argument(
-        "--hub_private_repo",
-        type={"true": True, "false": False}.__getitem__,
-        metavar="true|false",
-        help="of a repository that is made now; by default as the organisation has it",
-    )
-    parser.add_argument("--hub_main", choices=HUB_MAIN, help="what main holds")
-    parser.add_argument("--publish_text_encoder", action="store_true", help="with the weights of the text encoder")
-    parser.add_argument("--space", metavar="ORG/NAME", help="a Space to try main in the browser, published last")
-    parser.add_argument(
-        "--torch_index_url",
-        metavar="URL",
-        help="where a Space on CPUs gets torch's CPU build: a package index; else the far larger CUDA build comes",
-    )
-    parser.add_argument(
-        "--replace",
-        action="store_true",
-        help="write over files of the same names that are another model's, or that somebody changed since",
-    )
-    args = parser.parse_args(argv)
-    try:
-        folds = None if args.folds == "all" else sorted({int(number) for number in args.folds.split(",")})
-    except ValueError:
-        parser.error(f"--folds must be 'all' or numbers such as 1,3; found {args.folds!r}.")
+    args = publish_options(argv)
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
         publish(
             args.run,
             args.hub_model_id,
-            folds,
+            args.folds,
             private=args.hub_private_repo,
             hub_main=args.hub_main,
             publish_text_encoder=args.publish_text_encoder,

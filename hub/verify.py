@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from lascl.data.votes import vote_columns
 from lascl.data.words import corpus_names, own_words
 from lascl.evaluation.predictions import PROBABILITY, labels_of, read_predictions, score_rows
 from lascl.hub.card import DECIMALS, METRICS
+from lascl.options import verify_options
 from lascl.training.prediction import predict_fold
 from lascl.training.recipe import Recipe
 
@@ -34,23 +34,7 @@ def main(argv: list[str] | None = None):
 
     Exits with code 0 if all numbers hold, 1 if one does not, 2 with one sentence if they cannot be compared.
     """
-    parser = argparse.ArgumentParser(
-        prog="lascl-verify",
-        description="Predicts the held-out utterances of a published fold again and compares with what it publishes. "
-        "Runs the code of the LaSCL that is installed, none of the repository.",
-    )
-    parser.add_argument("model", metavar="NAME_OR_FOLDER", help="a repository on the Hub, or a folder of one's files")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub, such as fold-3")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--corpus", help="name of the corpus, as for training")
-    which.add_argument("--corpora", help="of several, as for training: emodb,ravdess,mine=csv, or JSON")
-    parser.add_argument("--data_dir", help="folder of the corpus; of corpora, the folder that holds theirs")
-    parser.add_argument("--labels", help="as for training, if it kept or renamed some")
-    parser.add_argument("--corpus_options", help="as for training, as JSON")
-    parser.add_argument("--targets", default="corpus", help="as for training, if it learned from votes")
-    parser.add_argument("--ties", default="drop", help="likewise")
-    parser.add_argument("--batch_size", type=int, default=8, help="utterances predicted at once (default: 8)")
-    args = parser.parse_args(argv)
+    args = verify_options(argv)
     logging.disable_progress_bar()  # of loading weights; predicting keeps its own
     try:
         told = ("corpus", "corpora", "data_dir", "labels", "corpus_options", "targets", "ties")

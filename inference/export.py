@@ -8,7 +8,6 @@ Letters: B utterances, L samples, M mel bins, K labels, D width of the joint spa
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -32,6 +31,7 @@ from lascl.console import unless_pipe_closes
 from lascl.data import read_audio
 from lascl.encoders_lascl import samples_of_one_frame
 from lascl.inference.recogniser import Recogniser
+from lascl.options import export_options
 
 
 FORMAT = "lascl-onnx"
@@ -545,31 +545,14 @@ Several utterances at once are padded at the end to the longest; `lengths` keeps
 @unless_pipe_closes
 def main(argv: list[str] | None = None):
     """Prints what was written and how far it is from PyTorch; exits with code 2 and one sentence if nothing was."""
-    parser = argparse.ArgumentParser(
-        prog="lascl-export",
-        description="Writes a checkpoint as one ONNX file that takes samples and needs no PyTorch, checked against "
-        "PyTorch.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, or its name on the Hub")
-    parser.add_argument("folder", metavar="OUT", help="where to: a new or empty folder, or an earlier export")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub, such as fold-3")
-    parser.add_argument("--labels", help='other words than the checkpoint\'s, as "joyful, fearful, bored"')
-    parser.add_argument("--template", help='what the text encoder reads for these words, as "a {label} voice"')
-    parser.add_argument(
-        "--check", nargs="+", default=(), metavar="FILE", help="audio files to check with, instead of generated sounds"
-    )
-    parser.add_argument("--int8", action="store_true", help=f"{INT8} too: smaller, and less exact by what is told")
-    args = parser.parse_args(argv)
-    labels = None if args.labels is None else [label.strip() for label in args.labels.split(",")]
-    if labels is not None and not all(labels):
-        parser.error(f"--labels has an empty word between commas: {args.labels!r}")
+    args = export_options(argv)
     transformers_logging.disable_progress_bar()  # of loading weights
     try:
         about = export(
             args.model,
             args.folder,
             revision=args.revision,
-            labels=labels,
+            labels=args.labels,
             label_template=args.template,
             check=args.check,
             int8=args.int8,

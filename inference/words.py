@@ -8,7 +8,6 @@ Letters: W words, K trained words, n recordings, D width of the joint space.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
@@ -27,9 +26,12 @@ from lascl.console import unless_pipe_closes
 from lascl.data.segments import Segment, time_columns, times_of
 from lascl.inference.checkpoints import checkpoint_of
 from lascl.inference.outputs import one_line, whole_file
+from lascl.options import words_options
 
 
 if TYPE_CHECKING:
+    import argparse
+
     from lascl.inference.recogniser import Recogniser
 
 TEMPERATURES = (0.01, 10.0)  # the least and the largest that is fitted
@@ -186,7 +188,7 @@ def main(argv: list[str] | None = None):
 
     Exits with code 1 when recordings could not be answered, and with 2 and a sentence when nothing can be done.
     """
-    options = read_options(sys.argv[1:] if argv is None else argv)
+    options = words_options(argv)
     try:
         words = checked_words(options.words)
         options.model = checkpoint_of(options.model)
@@ -202,30 +204,6 @@ def main(argv: list[str] | None = None):
     tell_places(model, words, trained, embeds)
     if labelled and tell_check(model, words, *labelled, options):
         sys.exit(1)
-
-
-def read_options(argv: list[str]) -> argparse.Namespace:
-    """What was typed; what does not go together ends here."""
-    parser = argparse.ArgumentParser(
-        prog="lascl-words",
-        description="Where words of your own lie among those that a model was trained on, and how well they work.",
-        epilog="Exit codes: 0 done, 1 recordings could not be answered, 2 the command cannot be carried out at all.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint: a folder, or a name on the Hub")
-    parser.add_argument("words", metavar='"A, B"', help="the words, separated by commas")
-    parser.add_argument("--revision", help="of a Hub name: branch, tag or commit")
-    parser.add_argument(
-        "--check", metavar="LABELLED.csv", help="recordings, columns path and label: recall by word, and a temperature"
-    )
-    parser.add_argument(
-        "--store", action="store_true", help="keep the temperature in the checkpoint, for these words (needs --check)"
-    )
-    parser.add_argument("--device", help="default: a GPU if there is one")
-    options = parser.parse_args(argv)
-    if options.store and not options.check:
-        parser.error("--store needs --check: a temperature is fitted to labelled recordings.")
-    return options
 
 
 def checked_words(told: str) -> list[str]:

@@ -25,6 +25,7 @@ except SystemExit as exit:
 heavy = ("torch", "transformers", "pandas", "datasets", "pyarrow", "sklearn", "scipy", "accelerate")
 print(code, *[name for name in heavy if name in sys.modules])
 """
+COMMANDS = ["train", "predict", "report", "compare", "study", "publish", "verify", "export", "words", "views"]
 AS_A_MODULE = "runpy.run_module('lascl.{}', run_name='__main__')"
 AS_A_COMMAND = "from {0} import {1} as main; main()"
 
@@ -43,15 +44,30 @@ def command_of(name: str) -> str:
     [
         (AS_A_MODULE.format("train"), ["small-corpus", "--learning_rte", "1"], "did you mean 'learning_rate'?"),
         (command_of("lascl-train"), ["--num-veiws=3"], "did you mean 'num_views'?"),
+        (command_of("lascl-predict"), ["M", "a.wav", "--lables", "x"], "unrecognized arguments: --lables"),
+        (command_of("lascl-report"), ["run", "--latex", "--baseline", "x"], "leave out --latex"),
+        (command_of("lascl-compare"), ["a", "b", "--heads", "x"], "unrecognized arguments: --heads"),
         (command_of("lascl-study"), ["emodb", "--dry_runn"], "did you mean 'dry_run'?"),
+        (command_of("lascl-publish"), ["run", "--hub_model_id", "a/b", "--folds", "x"], "--folds must be 'all' or"),
+        (command_of("lascl-verify"), ["a/b", "--corpus", "emodb", "--batch_size", "x"], "invalid int value: 'x'"),
+        (command_of("lascl-export"), ["M", "out", "--labels", "sad,,calm"], "an empty word between commas: 'sad"),
+        (command_of("lascl-words"), ["M", "sad", "--store"], "--store needs --check"),
+        (command_of("lascl-views"), ["--views_dir", "nowhere"], "there is no folder nowhere"),
     ],
-    ids=["train.py", "lascl-train", "lascl-study"],
+    ids=["train.py", *(f"lascl-{name}" for name in COMMANDS)],
 )
 def test_a_wrong_option_is_told_before_anything_heavy_is_imported(code, argv, said, tmp_path):
     code = MODULE.format(argv, code)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == ["2"], done.stdout + done.stderr
-    assert said in done.stderr and done.stderr.count("\n") == 1
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_every_command_s_wrong_options_are_tried():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options.entry_points"]["console_scripts"].split("\n")
+    assert [line.split(" =")[0] for line in lines if line] == [f"lascl-{name}" for name in COMMANDS]
 
 
 def test_the_options_that_are_known_without_importing_are_those_that_there_are():

@@ -22,6 +22,7 @@ from lascl.configuration_lascl import LaSCLConfig, checked_phrasings, standardis
 from lascl.data.corpora import check_entries
 from lascl.data.folds import Fold
 from lascl.data.votes import check_targets
+from lascl.options import HUB_MAIN
 from lascl.training.arguments import LaSCLTrainingArguments
 from lascl.training.options import unknown_field
 from lascl.training.stock_fields import NOT_IN_RECIPES, REFUSED, refuse
@@ -87,7 +88,6 @@ WHEN_ABSENT = {
 }
 # How the value of a field is read that older code wrote otherwise.
 READ_AS = {"standardise_audio": standardising}
-HUB_MAIN = ("best_validation", "first_fold", "full_data")
 # What decides the table.
 CORPUS_FIELDS = (
     *("corpora", "corpus", "data_dir", "labels", "allow_partial", "on_bad_audio", "corpus_options"),

@@ -10,13 +10,11 @@ follows from all that makes it; `NAME.npy` holds it, and `NAME.json`, which is w
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import mmap
 import os
 import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +28,7 @@ from transformers.utils import logging
 
 from lascl.console import unless_pipe_closes
 from lascl.data.decoded import DecodedAudio
+from lascl.options import views_options
 from lascl.training.run_directory import write_json
 
 
@@ -251,19 +250,7 @@ def _checksum(path: Path) -> int:
 
 @unless_pipe_closes
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        prog="lascl-views",
-        description="Says what is kept of what frozen encoders made of audio, and of audio that was decoded and "
-        "resampled, or deletes it: then it is made anew when it is needed.",
-    )
-    parser.add_argument("--views_dir", type=Path, help="of runs that have one; by default the Hugging Face cache's")
-    parser.add_argument("--decoded_dir", type=Path, help="likewise, of decoded audio")
-    parser.add_argument("--empty", action="store_true", help="delete it")
-    options = parser.parse_args(argv)
-    for folder in (options.views_dir, options.decoded_dir):
-        if folder and not folder.is_dir():
-            print(f"lascl-views: there is no folder {folder}.", file=sys.stderr)
-            sys.exit(2)
+    options = views_options(argv)
     store = ViewStore(options.views_dir or default_folder(), float("inf"))
     blocks = store.blocks()
     total_gb = sum(size for _, size, _ in blocks) / GB
