@@ -433,6 +433,8 @@ def _manifest_rows(
         for column in needed:
             if column not in columns:
                 hint = " Separate columns by commas." if len(columns) == 1 else ""
+                if column == "label" and voted:
+                    hint = " Choose what is learned of the votes: targets: majority or votes."
                 raise ValueError(
                     f"{manifest}: the column {column!r} is missing; found {', '.join(columns) or 'none'}.{hint}"
                 )

@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import math
+import shutil
 from collections import defaultdict
 from importlib import import_module
 
@@ -19,6 +20,9 @@ from tiny import RATE, read_csv, recording
 
 from lascl import train
 from lascl.evaluation import results_table, summarise_run
+from lascl.hub.card import fold_card
+from lascl.hub.verify import main as verify
+from lascl.training.run_directory import write_csv
 
 
 LABELS = ["anger", "fear", "joy"]
@@ -220,6 +224,30 @@ def test_a_run_of_votes_says_what_it_read_and_is_scored_against_them(run):
     arrays = np.load(folder / "fold-1" / "embeddings.npz")
     decided = [row["id"] for row in read_csv(folder / "fold-1" / "predictions.csv") if row["reference"]]
     assert arrays["ids"].tolist() == decided and len(arrays["audio_embeds"]) == len(decided)
+
+
+def test_a_published_fold_of_votes_is_verified_as_it_was_trained(run, tmp_path, capsys):
+    folder, _, _ = run
+    published = shutil.copytree(folder / "fold-1" / "checkpoint", tmp_path / "published")
+    shutil.copy(folder / "fold-1" / "predictions.csv", published)
+    fold_card(folder, 1, "org/name").save(published / "README.md")
+
+    def verified(*options):
+        with pytest.raises(SystemExit) as exit:
+            verify([str(published), "--corpus", "csv", "--data_dir", str(folder.parent), *options])
+        output = capsys.readouterr()
+        return exit.value.code, output.out + output.err
+
+    code, said = verified("--targets", "votes", "--ties", "share")
+    assert code == 0 and f"{published}: holds\n" in said
+    code, said = verified()  # the manifest has no label but the votes
+    assert code == 2 and said.count("\n") == 1 and "targets: majority or votes" in said
+    rows = read_csv(published / "predictions.csv")
+    tie = next(row for row in rows if not row["reference"])
+    tie["reference"] = "joy"
+    write_csv(published / "predictions.csv", rows)
+    code, said = verified("--targets", "votes", "--ties", "share")
+    assert code == 1 and f"{tie['id']}, reference: joy published, " in said
 
 
 def test_its_report_shows_shares_beside_answers(run):
