@@ -1,9 +1,11 @@
 """Trains tiny models for a few steps and saves what happened; test_distributed.py does so in one process and in two."""
 
 from pathlib import Path
+from types import MethodType
 from unittest import mock
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from transformers import AutoFeatureExtractor, set_seed
 
 from lascl import LaSCLForAudioClassification, LaSCLTrainer, LaSCLTrainingArguments, load_corpus
@@ -108,6 +110,9 @@ def train_at_this_price(setting: dict, folder: Path) -> dict:
         setting["audio_encoder"], setting["text_encoder"], corpus.features["label"].names, **setting["model"]
     )
     model = model.double() if double else model
+    if "autocast" in setting:  # as accelerate does on a GPU, without scaling: on a CPU it refuses float16
+        autocast = torch.autocast("cpu", dtype=setting["autocast"])
+        model.forward = MethodType(convert_outputs_to_fp32(autocast(type(model).forward)), model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     extractor = AutoFeatureExtractor.from_pretrained(setting["audio_encoder"])
     audio = {"sampling_rate": extractor.sampling_rate, "max_duration_s": 0.4}
