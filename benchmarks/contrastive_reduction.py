@@ -14,7 +14,6 @@ of the same commit goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -89,13 +88,9 @@ def cells_of(counts: dict[str, np.ndarray], name: str) -> tuple[list[str], dict]
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = choices.parser_of_heads(__doc__)
     parser.add_argument("corpora", nargs="+", metavar="CORPUS=FOLDER")
-    parser.add_argument("--audio_encoder", required=True)
-    parser.add_argument("--text_encoder", required=True)
     parser.add_argument("--parts", type=Path, required=True)
-    parser.add_argument("--max_duration_s", type=float, default=10.0)
-    parser.add_argument("--allow_partial", action="store_true")
     options = parser.parse_args(argv)
     counts = {}
     for pair in options.corpora:

@@ -19,7 +19,6 @@ Letters: N utterances, K words, S speakers.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -139,13 +138,9 @@ def compared(found: dict[str, dict]) -> dict[str, list]:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = choices.parser_of_heads(__doc__)
     parser.add_argument("corpora", nargs="+", metavar="CORPUS=FOLDER")
-    parser.add_argument("--audio_encoder", required=True)
-    parser.add_argument("--text_encoder", required=True)
     parser.add_argument("--parts", type=Path, required=True)
-    parser.add_argument("--max_duration_s", type=float, default=10.0)
-    parser.add_argument("--allow_partial", action="store_true")
     options = parser.parse_args(argv)
     rows, measured, about = [], {}, []
     for pair in options.corpora:

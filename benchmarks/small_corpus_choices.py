@@ -265,14 +265,20 @@ def counts_of(found: dict, corpus, folds, only_fold: int | None = None) -> np.nd
     return mean
 
 
-def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus")
-    parser.add_argument("--data_dir", required=True)
+def parser_of_heads(description: str) -> argparse.ArgumentParser:
+    """What benchmarks that train the heads alone are told: the encoders, and how much of the audio is heard."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audio_encoder", required=True)
     parser.add_argument("--text_encoder", required=True)
     parser.add_argument("--max_duration_s", type=float, default=10.0)
     parser.add_argument("--allow_partial", action="store_true")
+    return parser
+
+
+def main(argv: list[str] | None = None):
+    parser = parser_of_heads(__doc__)
+    parser.add_argument("corpus")
+    parser.add_argument("--data_dir", required=True)
     options = parser.parse_args(argv)
     corpus = load_corpus(options.corpus, options.data_dir, allow_partial=options.allow_partial)
     folds, names = make_folds(corpus), corpus.features["label"].names

@@ -10,7 +10,6 @@ encoder, whose views are kept in the folder `--parts`. Writes `results/benchmark
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +72,10 @@ def precision_of(counts: np.ndarray, number: int) -> float:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = choices.parser_of_heads(__doc__)
     parser.add_argument("corpus")
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--audio_encoder", required=True)
-    parser.add_argument("--text_encoder", required=True)
     parser.add_argument("--parts", type=Path, required=True)
-    parser.add_argument("--max_duration_s", type=float, default=10.0)
-    parser.add_argument("--allow_partial", action="store_true")
     options = parser.parse_args(argv)
     corpus = load_corpus(options.corpus, options.data_dir, allow_partial=options.allow_partial)
     words = corpus.features["label"].names
