@@ -33,11 +33,8 @@ class RecordingDataset(SpeechDataset):
         return super().__getitem__(index)
 
 
-class TwoCorpora(torch.utils.data.Dataset):
-    """Utterances of EmoDB's seven words as of two corpora, which share some of their words: who speaks, and of words
-    that one of them lacks the word, says whose an utterance is. Items hold the words of theirs."""
-
-    CORPORA = ((0, 1, 2, 3), (2, 3, 4, 5, 6))
+class OverSpeech(torch.utils.data.Dataset):
+    """What tells of the same utterances something else."""
 
     def __init__(self, speech):
         self.speech, self.ids, self.num_views, self.set_epoch = speech, speech.ids, speech.num_views, speech.set_epoch
@@ -45,6 +42,13 @@ class TwoCorpora(torch.utils.data.Dataset):
 
     def __len__(self):
         return len(self.speech)
+
+
+class TwoCorpora(OverSpeech):
+    """Utterances of EmoDB's seven words as of two corpora, which share some of their words: who speaks, and of words
+    that one of them lacks the word, says whose an utterance is. Items hold the words of theirs."""
+
+    CORPORA = ((0, 1, 2, 3), (2, 3, 4, 5, 6))
 
     def __getitem__(self, index):
         item = self.speech[index]
@@ -52,16 +56,9 @@ class TwoCorpora(torch.utils.data.Dataset):
         return {**item, "label_mask": torch.isin(torch.arange(7), torch.tensor(own))}
 
 
-class Voted(torch.utils.data.Dataset):
+class Voted(OverSpeech):
     """Utterances as three listeners heard them: two say the label, one the next word, which the corpus may lack; of
     every fifth all say something that is no word."""
-
-    def __init__(self, speech):
-        self.speech, self.ids, self.num_views, self.set_epoch = speech, speech.ids, speech.num_views, speech.set_epoch
-        self.durations_s = speech.durations_s
-
-    def __len__(self):
-        return len(self.speech)
 
     def __getitem__(self, index):
         item, votes = self.speech[index], torch.zeros(7)

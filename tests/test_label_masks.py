@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_losses import joint as without_masks
-from tiny import recording
+from tiny import loss_and_gradients, recording
 from torch.utils.data import DataLoader
 from transformers import AutoFeatureExtractor, Trainer, TrainingArguments
 
@@ -533,12 +533,7 @@ def test_chunks_of_several_corpora_are_the_whole_batch(build, tmp_path, chunks):
     for fields in ({}, chunks):
         model, collate = build()
         batch = collated(collate, clips())
-        batch["input_values"] = batch["input_values"].double()
-        model.double().train()
-        loss = trainer_of(model, tmp_path, **fields).compute_loss(model, batch)
-        loss.backward()
-        gradient = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-        found.append((loss.item(), gradient))
+        found.append(loss_and_gradients(trainer_of(model, tmp_path, **fields), model, batch))
     (plain, expected), (cached, gradient) = found
     assert cached == pytest.approx(plain, rel=1e-10)
     torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)

@@ -278,6 +278,14 @@ def cut_off(monkeypatch, command, after_steps: int):
     monkeypatch.undo()
 
 
+def loss_and_gradients(trainer, model, batch: dict) -> tuple[float, dict[str, torch.Tensor]]:
+    """Of a batch, in float64."""
+    model.double().train()
+    loss = trainer.compute_loss(model, {**batch, "input_values": batch["input_values"].double()})
+    loss.backward()
+    return loss.item(), {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
+
+
 def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
