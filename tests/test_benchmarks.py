@@ -1,7 +1,9 @@
 """Every benchmark runs, in miniature, and leaves a table without holes. What it measures is no test's business."""
 
 import importlib
+import itertools
 import json
+import math
 import re
 import runpy
 import sys
@@ -417,6 +419,73 @@ def test_thinned_class(load, tmp_path, monkeypatch, emodb_like, audio_encoders, 
     assert weights[0] is None and weights[5].tolist() == pytest.approx([49 / 7, *[49 / 56] * 6])
     assert [choice["utterances_per_class"] for choice, *_ in trained] == [None] * 10 + [4] * 5 + [None] * 5
     assert all(0 <= row["recall"] <= 1 and 0 <= row["precision"] <= 1 for row in found["scores"].values())
+
+
+@pytest.mark.slow
+def test_heads_tried(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):
+    """Of a corpus, and of a fold, that is left out nothing is trained on or answered; what is done is done once."""
+    module = load("heads_tried", LAYERS="1,2", WITHIN={"epochs": 1, "texts": "words"})
+    few = ["the recipe", "a second view: channel", "gradient reversal on the corpus"]
+    few += ["two corpora's utterances of a word mixed"]
+    monkeypatch.setattr(module, "CHOICES", {name: module.CHOICES[name] for name in few})
+    small = {"layers": (1, 2), "epochs": 1, "batch_size": 16, "width": 8}
+    monkeypatch.setattr(module, "RECIPE", {**module.RECIPE, **small})
+    trained, answers = [], module.answers
+
+    def recorded(choice, x, table, train, sides, masks):
+        trained.append((table, train, sides))
+        return answers(choice, x, table, train, sides, masks)
+
+    monkeypatch.setattr(module, "answers", recorded)
+    pairs = [f"emodb={emodb_like}"]
+    for number, words in enumerate(
+        (("anger", "fear"), ("anger", "fear", "calm"), ("anger", "fear", "neutral")), start=1
+    ):
+        folder, lines = tmp_path / f"own-{number}", ["path,label,speaker"]
+        folder.mkdir()
+        for row in range(12):
+            soundfile.write(folder / f"{row}.wav", tiny.recording(100 * number + row, 0.3), tiny.RATE)
+            lines.append(f"{row}.wav,{words[row % len(words)]},{row // 4}")
+        (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+        pairs.append(f"own-{number}:csv={folder}")
+    command = [*pairs, "--allow_partial", "--parts", str(tmp_path / "parts")]
+    command += ["--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder]
+    module.main(command)
+    optional = [
+        *(
+            f"unheard, {statistics} statistics: label head ahead of the recipe's"
+            for statistics in ("training", "corpus")
+        ),
+        *(f"within a corpus: {what}" for what in ("label head", "both heads", "label head ahead of the recipe's")),
+    ]
+    found = checked_table(tmp_path, "heads_tried", 1 + len(few), optional)
+    pairs_of_corpora = 6 * 2 * len(few)  # with either statistics
+    own = 2 * (10 + 3 * 3)
+    assert len(trained) == pairs_of_corpora + own
+    for table, train, sides in trained[:12]:
+        assert not set(table.of[train]) & set(sides) and len(set(table.of[train])) == len(sides) == 2
+    for table, train, sides in trained[12 : 12 + 19]:
+        (corpus,) = set(table.of[train])
+        tested = np.concatenate(list(sides.values()))
+        assert set(table.of[tested]) == {corpus} and not set(train) & set(tested)
+        speakers = np.array(table.corpus["speaker"][:])
+        assert not set(speakers[train]) & set(speakers[tested])
+    trained.clear()
+    (tmp_path / "heads_tried.json").unlink()
+    module.main(command)
+    assert trained == [] and checked_table(tmp_path, "heads_tried", 1 + len(few), optional) == found
+
+
+def test_what_standardises_is_the_clean_view_of_a_group(load):
+    module = load("heads_tried")
+    x = torch.from_numpy(np.random.default_rng(0).normal(3, 2, (2, 9, 4))).float()
+    z = module.standardise(x, [np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7])])
+    for rows, of in ((range(4), range(4)), (range(4, 8), range(4, 8)), ([8], range(4))):
+        for view, row, k in itertools.product(range(2), rows, range(4)):
+            own = [float(x[0, r, k]) for r in of]
+            mean = sum(own) / 4
+            deviation = math.sqrt(sum((value - mean) ** 2 for value in own) / 4)
+            assert float(z[view, row, k]) == pytest.approx((float(x[view, row, k]) - mean) / deviation, rel=1e-4)
 
 
 def test_simulated_listeners(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):
