@@ -374,8 +374,8 @@ def check_window(encoder: PreTrainedModel, inputs: torch.Tensor, attention_mask:
     if looked_at and bool(attention_mask[:, -1].any()):
         # Its stock extractor cuts in silence; all that is left to see here is a window without room.
         logger.warning_once(
-            f"An utterance fills the whole window of {window / 100:g} s. If no recording is longer, all is well; "
-            "what is longer, the feature extractor has cut there: split it into windows."
+            f"An utterance fills the whole window of {window / 100:g} s. What a longer recording has beyond it is not "
+            "heard, since the feature extractor cuts there: split such a one into windows."
         )
 
 

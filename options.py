@@ -4,6 +4,7 @@ importing PyTorch takes seconds. `lascl-predict` reads its own, as lightly; thos
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 
@@ -11,6 +12,20 @@ from pathlib import Path
 # What may be chosen; here, since where it is used is imported later.
 HUB_MAIN = ("best_validation", "first_fold", "full_data")  # what main of a published run holds
 HEADS = {"model": "the model's own head", "label": "label head", "classifier": "classifier"}  # of lascl-compare
+
+
+def typed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """What was typed. An option that does not exist is told first, with the nearest that does: what is missing may be
+    what it was to be."""
+    argv = sys.argv[1:] if argv is None else argv
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in argv[: argv.index("--") if "--" in argv else None]:
+        option = word.partition("=")[0]
+        is_short_for = parser.allow_abbrev and any(name.startswith(option) for name in known)
+        if option.startswith("--") and option not in known and not is_short_for:
+            near = difflib.get_close_matches(option, known, n=1)
+            parser.error(f"there is no {option}{f'; did you mean {near[0]}?' if near else ''}")
+    return parser.parse_intermixed_args(argv)
 
 
 def report_options(argv: list[str] | None) -> argparse.Namespace:
@@ -26,7 +41,7 @@ def report_options(argv: list[str] | None) -> argparse.Namespace:
         metavar="B",
         help="compare with another run, or a CSV file of any system: id,speaker,reference,prediction; may be repeated",
     )
-    args = parser.parse_args(argv)
+    args = typed(parser, argv)
     if args.baseline and args.latex:
         parser.error("--baseline is shown in the report: leave out --latex.")
     if args.interval and not args.latex:
@@ -47,7 +62,7 @@ def compare_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--head", choices=list(HEADS), default="model", help="whose predictions (default: the model's)")
     parser.add_argument("--common", action="store_true", help="compare only the utterances that both runs tested")
     parser.add_argument("--json", action="store_true", help="print JSON, scores as fractions")
-    args = parser.parse_args(argv)
+    args = typed(parser, argv)
     return args
 
 
@@ -76,7 +91,7 @@ def publish_options(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="write over files of the same names that are another model's, or that somebody changed since",
     )
-    args = parser.parse_args(argv)
+    args = typed(parser, argv)
     try:
         args.folds = None if args.folds == "all" else sorted({int(number) for number in args.folds.split(",")})
     except ValueError:
@@ -102,7 +117,7 @@ def verify_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", default="corpus", help="as for training, if it learned from votes")
     parser.add_argument("--ties", default="drop", help="likewise")
     parser.add_argument("--batch_size", type=int, default=8, help="utterances predicted at once (default: 8)")
-    args = parser.parse_args(argv)
+    args = typed(parser, argv)
     return args
 
 
@@ -122,7 +137,7 @@ def export_options(argv: list[str] | None) -> argparse.Namespace:
         "--check", nargs="+", default=(), metavar="FILE", help="audio files to check with, instead of generated sounds"
     )
     parser.add_argument("--int8", action="store_true", help="a smaller file too, less exact by what is told")
-    args = parser.parse_args(argv)
+    args = typed(parser, argv)
     if args.labels is not None:
         words = [label.strip() for label in args.labels.split(",")]
         if not all(words):
@@ -146,10 +161,18 @@ def words_options(argv: list[str] | None) -> argparse.Namespace:
         "--check", metavar="LABELLED.csv", help="recordings, columns path and label: recall by word, and a temperature"
     )
     parser.add_argument(
+        "--standardise",
+        choices=("training", "recordings"),
+        default="training",
+        help="the recordings of --check: as lascl-predict does",
+    )
+    parser.add_argument(
         "--store", action="store_true", help="keep the temperature in the checkpoint, for these words (needs --check)"
     )
     parser.add_argument("--device", help="default: a GPU if there is one")
-    args = parser.parse_args(argv)
+    args = typed(parser, argv)
+    if args.standardise == "recordings" and not args.check:
+        parser.error("--standardise is for the recordings of --check.")
     if args.store and not args.check:
         parser.error("--store needs --check: a temperature is fitted to labelled recordings.")
     return args
@@ -165,7 +188,7 @@ def views_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--views_dir", type=Path, help="of runs that have one; by default the Hugging Face cache's")
     parser.add_argument("--decoded_dir", type=Path, help="likewise, of decoded audio")
     parser.add_argument("--empty", action="store_true", help="delete it")
-    args = parser.parse_args(argv)
+    args = typed(parser, argv)
     for folder in (args.views_dir, args.decoded_dir):
         if folder and not folder.is_dir():
             print(f"lascl-views: there is no folder {folder}.", file=sys.stderr)

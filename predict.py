@@ -23,6 +23,7 @@ from lascl.inference.checkpoints import checkpoint_of
 from lascl.inference.finding import find_recordings
 from lascl.inference.outputs import FORMATS, SUFFIXES, one_line
 from lascl.lazy import lazily
+from lascl.options import typed
 
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def parser_of_options() -> argparse.ArgumentParser:
 def read_options(argv: list[str]) -> argparse.Namespace:
     """What was typed; what does not go together ends here."""
     parser = parser_of_options()
-    options = parser.parse_intermixed_args(argv)
+    options = typed(parser, argv)
     if options.template is not None and options.labels is None:
         parser.error("--template needs --labels.")
     if options.standardise_by is not None:

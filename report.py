@@ -96,7 +96,7 @@ def write_report(run_dir: str | Path, results: dict | None = None, *, baselines:
         "plots": plots,
         "numbered": numbered_names(run),
         "left_out": left_out,
-        "command": f"accelerate launch train.py {run.name}/recipe.yaml --output_dir {run.name}-again",
+        "command": f"lascl-train path/to/{run.name}/recipe.yaml --output_dir {run.name}-again",
     }
     environment = templates()
     write_text(run_dir / "report.html", environment.get_template("report.html").render(content))

@@ -79,6 +79,11 @@ def load_run(run_dir: str | Path, results: dict | None = None) -> Run:
             predictions; the message names the file.
     """
     folder = Path(run_dir)
+    if (folder / "full-data").is_dir() and not any(folder.glob("fold-*")):
+        raise ValueError(
+            f"{folder} has no tested fold, only the model of all its data, of which no score can tell. Train without "
+            "--folds none."
+        )
     for name in ("results.json", "recipe.yaml", "environment.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}. Give the folder of a finished run: train.py's output_dir.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -15,9 +16,16 @@ def checkpoint_of(name_or_path: str | Path) -> str:
     """The checkpoint that a name stands for: itself, or of a run directory the model of all its data.
 
     Raises:
-        ValueError: a run directory, or a folder of one, without such a model; the message names its checkpoints.
+        ValueError: a run directory, or a folder of one, without such a model; the message names its checkpoints. Or no
+            folder, where there are others beside it: a name on the Hub would be sought there for half a minute.
     """
     name, folder = str(name_or_path), Path(name_or_path)
+    if folder.name != name and folder.parent.is_dir() and not folder.exists():
+        beside = sorted(path.name for path in folder.parent.iterdir() if _is_of_a_run(path))
+        if beside:
+            near = difflib.get_close_matches(folder.name, beside, n=1)
+            hint = f"; did you mean {folder.parent / near[0]}?" if near else f". There are {', '.join(beside)}."
+            raise ValueError(f"There is no folder {name}{hint}")
     if not folder.is_dir() or (folder / "config.json").is_file():
         return name
     if (folder / "full-data" / "checkpoint" / "config.json").is_file():
@@ -29,8 +37,12 @@ def checkpoint_of(name_or_path: str | Path) -> str:
         return name
     listed = ", ".join(str(checkpoint) for checkpoint in inside)
     if len(inside) == 1:
-        raise ValueError(f"{name} holds a checkpoint, and is none itself: give {listed}.")
-    raise ValueError(f"{name} holds the checkpoints of {len(inside)} folds, and is none itself: give one of {listed}.")
+        raise ValueError(f"{name} holds checkpoints, and is none itself: give {listed}.")
+    raise ValueError(f"{name} holds checkpoints, and is none itself: give one of {listed}.")
+
+
+def _is_of_a_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("recipe.yaml", "config.json", "checkpoint/config.json"))
 
 
 def fingerprint(folder: str | Path, *, with_text_encoder: bool = False) -> dict[str, str]:

@@ -44,6 +44,7 @@ from lascl.inference.own_statistics import (
     PooledRecordings,
     as_record,
     from_record,
+    of_another_kind,
     too_few,
     what_is_rough,
 )
@@ -424,6 +425,8 @@ def report(model: Recogniser, options: argparse.Namespace, failures: dict[str, s
         )
     if notes["without label"]:
         say(f"{notes['without label']} of {notes['rows']} rows have no label: no probability is {options.abstain:g}.")
+    if options.standardise == "training" and options.window is None and (text := of_another_kind(model, notes["rows"])):
+        say(text)
     if notes["silent"]:
         say(f"{notes['silent']} files have no rows: no window of theirs holds speech.")
     if failures:

@@ -101,11 +101,7 @@ class PooledRecordings:
     """
 
     def __init__(self, model: Recogniser, folder: Path | None = None):
-        if not model.model.config.standardises:
-            raise ValueError(
-                "This model does not standardise what it hears (standardise_audio none), so there is nothing that own "
-                "statistics could replace: leave --standardise out."
-            )
+        _check_standardises(model)
         self.model, self.heard, self.num_pieces = model, [], 0
         self._file = tempfile.TemporaryFile(prefix=".lascl-pooled-", dir=folder)  # noqa: SIM115, until `close`
 
@@ -182,6 +178,32 @@ class PooledRecordings:
                 yield Answer.to(source, failure=failure) if failure else mean.answer(source, self.model.labels)
 
 
+def check_own_statistics(model: Recogniser, count: int):
+    """Raises ValueError for a model that does not standardise, or for fewer than FEWEST recordings."""
+    _check_standardises(model)
+    if count < FEWEST:
+        raise ValueError(too_few(count))
+
+
+def _check_standardises(model: Recogniser):
+    if not model.model.config.standardises:
+        raise ValueError(
+            "This model does not standardise what it hears (standardise_audio none), so there is nothing that own "
+            "statistics could replace: leave --standardise out."
+        )
+
+
+def of_another_kind(model: Recogniser, count: int) -> str:
+    """What is to be said of so many answers by the training utterances' statistics; nothing where own ones would not
+    do."""
+    if not model.model.config.standardises or count < FEWEST:
+        return ""
+    return (
+        "standardised by the statistics of the training utterances. Recordings of another microphone, room or language "
+        "are answered better by their own: --standardise recordings."
+    )
+
+
 def too_few(count: int) -> str:
     """Why no statistics are taken."""
     return (
@@ -227,8 +249,7 @@ def answer_by_own_statistics(
     """
     if groups is not None and len(groups) != len(paths):
         raise ValueError(f"standardise_by needs a value for each path; found {len(groups)} for {len(paths)}.")
-    if len(paths) < FEWEST:
-        raise ValueError(too_few(len(paths)))
+    check_own_statistics(model, len(paths))
     with closing(PooledRecordings(model)) as pooled:
         for _ in pooled.hear(paths, batch_size=batch_size, num_workers=num_workers):
             pass

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 TEMPERATURES = (0.01, 10.0)  # the least and the largest that is fitted
 FEW = 30  # recordings, with fewer of which a fitted temperature is mere chance
+# Words of no language that we know: where a text encoder puts what means nothing.
+MADE_UP = ("blicket", "dax", "fendle", "glorp", "koba", "modi", "nass", "pizer", "slithy", "toma", "wug", "zorch")
 
 
 # ------------------------------------------------------------------------------------------------------------- places
@@ -80,6 +82,13 @@ def not_told_apart(words: Sequence[str], embeds: np.ndarray, temperature: float)
     for i, word in enumerate(words):
         pairs += [(word, words[j], float(cosines[i, j])) for j in range(i + 1, len(words)) if cosines[i, j] > limit]
     return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def hardly_placed(places: Sequence[Place], made_up: Sequence[Place]) -> list[str]:
+    """The words, trained ones aside, that are no nearer to a trained word than the nearest of what means nothing: where
+    they lie is told by no meaning."""
+    nearest = max(place.cosine for place in made_up)
+    return [place.word for place in places if place.word != place.nearest and place.cosine <= nearest]
 
 
 def landed_together(places: Sequence[Place]) -> dict[str, list[str]]:
@@ -198,6 +207,10 @@ def main(argv: list[str] | None = None):
         if labelled and len(words) < 2:
             raise ValueError("With a single word every recording is answered by it: give two at least to --check.")
         model, trained, embeds = with_words(options, words)
+        if labelled and options.standardise == "recordings":
+            from lascl.inference.own_statistics import check_own_statistics  # imports PyTorch, as the model did
+
+            check_own_statistics(model, len(labelled[0]))
     except (ValueError, OSError) as error:
         say(" ".join(str(error).split("\n")))
         sys.exit(2)
@@ -219,7 +232,8 @@ def checked_words(told: str) -> list[str]:
 
 
 def with_words(options: argparse.Namespace, words: list[str]) -> tuple[Recogniser, list[str], dict[str, np.ndarray]]:
-    """The model, asked these words; those that it was trained on; and the embedding (D,) of each word of both."""
+    """The model, asked these words; those that it was trained on; and the embedding (D,) of each word of both, and of
+    what means nothing."""
     from transformers.utils import logging
 
     from lascl.inference.recogniser import Recogniser
@@ -230,7 +244,8 @@ def with_words(options: argparse.Namespace, words: list[str]) -> tuple[Recognise
     if config.prediction_head == "classifier":
         raise ValueError("This model predicts with its classifier, whose labels cannot change: no other words work.")
     trained, embeds = list(config.classifier_labels or config.labels), {}
-    for asked in (trained, words):  # a checkpoint may have been saved with other words than it was trained on
+    # Each in turn, since a checkpoint may have been saved with other words than it was trained on.
+    for asked in (list(MADE_UP), trained, words):
         if asked != config.labels:
             model.set_labels(asked)
         embeds |= dict(zip(asked, model.get_label_embeddings().detach().cpu().numpy()))
@@ -238,7 +253,7 @@ def with_words(options: argparse.Namespace, words: list[str]) -> tuple[Recognise
 
 
 def tell_places(model: Recogniser, words: list[str], trained: list[str], embeds: dict[str, np.ndarray]):
-    """Prints a row a word, and warns of what lies together."""
+    """Prints a row a word, and warns of what lies together, and of what lies where words without a meaning do."""
     own, learned = (np.stack([embeds[word] for word in some]) for some in (words, trained))
     places = places_of(words, own, trained, learned)
     width = max(len(one_line(word)) for word in ("word", *words))
@@ -246,6 +261,13 @@ def tell_places(model: Recogniser, words: list[str], trained: list[str], embeds:
     print(f"{'word':{width}}  {'nearest trained word':{other}}  cosine")
     for place in places:
         print(f"{one_line(place.word):{width}}  {one_line(place.nearest):{other}}  {place.cosine:6.3f}")
+    made_up = places_of(MADE_UP, np.stack([embeds[word] for word in MADE_UP]), trained, learned)
+    farthest, nearest = (limit(place.cosine for place in made_up) for limit in (min, max))
+    print(f"Made-up words, such as {MADE_UP[0]} and {MADE_UP[1]}: {farthest:.3f} to {nearest:.3f}.")
+    if lost := hardly_placed(places, made_up):
+        say(f"{' and '.join(lost)}: no nearer to a trained word than a made-up word may be.")
+    if model.model.config.label_phrasings and set(words) - set(model.model.config.label_phrasings):
+        say("this model was trained on phrasings of its words; from Python, set_labels takes phrasings of yours, too.")
     for nearest, together in landed_together(places).items():
         others = [word for word in together if word != nearest]
         if nearest in together:
@@ -263,11 +285,12 @@ def tell_places(model: Recogniser, words: list[str], trained: list[str], embeds:
 def tell_check(model: Recogniser, words: list[str], rows: list[tuple[str, str]], others: Counter, options) -> bool:
     """Prints recall by word and the fitted temperature, and stores that if asked to. Whether recordings failed."""
     from lascl.inference.files import predict_files
+    from lascl.inference.own_statistics import of_another_kind
 
     if others:
         listed = ", ".join(f"{label} ({count})" for label, count in sorted(others.items()))
         say(f"{sum(others.values())} of {sum(others.values()) + len(rows)} rows have other labels: {listed}.")
-    answers = list(predict_files(model, [path for path, _ in rows]))
+    answers = list(predict_files(model, [path for path, _ in rows], standardise=options.standardise))
     failures = [answer.failure for answer in answers if answer.failure]
     heard = [(answer, label) for answer, (_, label) in zip(answers, rows) if not answer.failure]
     if heard:
@@ -276,6 +299,8 @@ def tell_check(model: Recogniser, words: list[str], rows: list[tuple[str, str]],
         labels = model.model.get_label_embeddings().detach().cpu().numpy()  # (W, D)
         references = np.array([words.index(label) for _, label in heard])
         tell_temperature(model, words, embeds @ labels.T, references, options)
+    if options.standardise == "training" and (text := of_another_kind(model, len(rows))):
+        say(text)
     if failures:
         say(f"no answer for {len(failures)}:")
         for reason in failures:

@@ -93,11 +93,11 @@ def read_study(argv: list[str], options: argparse.Namespace) -> tuple[Study, lis
             raise ValueError(f"{path.stem} is a study already: --vary belongs to a plain recipe.")
         study = _study_of(path, content, options.recipe)
     else:
-        if not options.vary:
+        if not options.vary and not options.dry_run:  # that tells of a single training too
             raise ValueError(f"{path.stem} is a plain recipe: say what differs, --vary FIELD=A,B,C.")
-        if not options.output_dir:
+        if not options.output_dir and not options.dry_run:
             raise ValueError("A plain recipe's study needs --output_dir.")
-        variants = read_variants(options.vary)
+        variants = read_variants(options.vary) if options.vary else {"as it is": {}}
         study = Study(path.stem, options.recipe or name, {}, variants, [42], next(iter(variants)))
     if options.seeds:
         study.seeds = read_seeds(options.seeds)

@@ -132,6 +132,18 @@ def test_while_other_folds_are_trained_only_the_fold_is_scored(run):
         fold_card(run, None)
 
 
+def test_both_heads_take_other_words_and_standardising_is_said(run):
+    assert "--standardise" not in str(fold_card(run, 3, "org/name"))
+    edit(run / "recipe.yaml", prediction_head="both", standardise_audio="training")
+    card = str(fold_card(run, 3, "org/name"))
+    assert "by the mean of two heads" in card and 'set_labels(["joyful", "furious", "weary"])' in card
+    assert "`top_k`, `labels` and `window_s`" in card
+    assert "lascl-predict org/name recordings/ --standardise recordings" in card
+    edit(run / "recipe.yaml", prediction_head="classifier")
+    card = str(fold_card(run, 3, "org/name"))
+    assert "finds likeliest" in card and "set_labels" not in card
+
+
 def test_images_are_relative_and_only_those_that_are_there(run):
     text = fold_card(run, 3).text
     assert re.findall(r"!\[[^]]+\]\(([^)]*)\)", text) == ["figures/confusion.png", "figures/tsne.png"]

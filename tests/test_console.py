@@ -44,9 +44,9 @@ def command_of(name: str) -> str:
     [
         (AS_A_MODULE.format("train"), ["small-corpus", "--learning_rte", "1"], "did you mean 'learning_rate'?"),
         (command_of("lascl-train"), ["--num-veiws=3"], "did you mean 'num_views'?"),
-        (command_of("lascl-predict"), ["M", "a.wav", "--lables", "x"], "unrecognized arguments: --lables"),
+        (command_of("lascl-predict"), ["M", "a.wav", "--lables", "x"], "did you mean --labels?"),
         (command_of("lascl-report"), ["run", "--latex", "--baseline", "x"], "leave out --latex"),
-        (command_of("lascl-compare"), ["a", "b", "--heads", "x"], "unrecognized arguments: --heads"),
+        (command_of("lascl-compare"), ["a", "b", "--heads", "x"], "did you mean --head?"),
         (command_of("lascl-study"), ["emodb", "--dry_runn"], "did you mean 'dry_run'?"),
         (command_of("lascl-publish"), ["run", "--hub_model_id", "a/b", "--folds", "x"], "--folds must be 'all' or"),
         (command_of("lascl-verify"), ["a/b", "--corpus", "emodb", "--batch_size", "x"], "invalid int value: 'x'"),

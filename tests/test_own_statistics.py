@@ -114,6 +114,45 @@ def test_recordings_are_standardised_by_their_own_statistics(checkpoint, folder,
     assert "statistics" not in json.loads((folder / "trained.csv.lascl.json").read_text())
 
 
+def test_that_recordings_have_statistics_of_their_own_is_said_where_none_are_taken(checkpoint, folder, capsys):
+    hint = "answered better by their own: --standardise recordings"
+    assert run(checkpoint, ".", "--output", "a.csv") == 0
+    assert capsys.readouterr().err.count(hint) == 1
+    assert run(checkpoint, ".", "--output", "b.csv", "--standardise", "recordings") == 0
+    assert run(checkpoint, "00.wav", "01.wav", "--output", "c.csv") == 0  # too few
+    assert hint not in capsys.readouterr().err
+
+
+def test_words_are_checked_by_the_recordings_own_statistics(checkpoint, folder, capsys):
+    from lascl.inference.words import main as words
+
+    model = LaSCLForAudioClassification.from_pretrained(checkpoint)
+    labels = model.config.labels
+    rows = [f"{number:02}.wav,{labels[number % len(labels)]}" for number in range(12)]
+    (folder / "labelled.csv").write_text("\n".join(["path,label", *rows]))
+    told = {}
+    for how in ("training", "recordings"):
+        try:
+            words([checkpoint, ",".join(labels), "--check", "labelled.csv", "--standardise", how])
+        except SystemExit as exit:
+            pytest.fail(f"exit {exit.code}: {capsys.readouterr().err}")
+        told[how] = capsys.readouterr()
+    assert ("--standardise recordings" in told["training"].err, "--standardise" in told["recordings"].err) == (
+        True,
+        False,
+    )
+    paths = [f"{number:02}.wav" for number in range(12)]
+    for how, printed in told.items():
+        answers = list(lascl.predict_files(checkpoint, paths, standardise=how))
+        for word in labels:
+            mine = [
+                answer.label == word for number, answer in enumerate(answers) if labels[number % len(labels)] == word
+            ]
+            cells = [word, str(len(mine)), f"{100 * sum(mine) / len(mine):.0f}", "%"]
+            assert any(line.split() == cells for line in printed.out.splitlines()), (how, cells)
+    assert told["training"].out != told["recordings"].out
+
+
 def test_a_column_says_whose_statistics_and_who_has_few_takes_those_of_all(checkpoint, folder, capsys):
     assert run(checkpoint, "list.csv", "--standardise_by", "speaker", "--output", "own.csv") == 0
     said = capsys.readouterr().err

@@ -87,7 +87,8 @@ def test_each_word_has_its_nearest_trained_word_and_warnings_name_what_lies_toge
         nearest[word] = (TRAINED[cosines.index(max(cosines))], max(cosines))
     assert run(words, made / "model", ", ".join(asked), "--device", "cpu") == 0
     printed = capsys.readouterr()
-    rows = [line.split() for line in printed.out.splitlines()]
+    lines = printed.out.splitlines()[:-1]
+    rows = [line.split() for line in lines]
     assert [row[0] for row in rows[1:]] == asked
     for word, found, value in rows[1:]:
         assert found == nearest[word][0] and float(value) == pytest.approx(nearest[word][1], abs=6e-4)
@@ -101,6 +102,25 @@ def test_each_word_has_its_nearest_trained_word_and_warnings_name_what_lies_toge
         for j in range(i + 1, len(asked)):
             is_said = f"{one} and {asked[j]} cannot be told apart" in printed.err
             assert is_said == (cosine(own[i], own[j]) > limit), (one, asked[j])
+
+
+def test_a_word_is_measured_by_what_means_nothing(words, made, text_encoder, capsys):
+    """With a random text encoder, no word means more than a made-up one."""
+    assert run(words, made / "model", "joyful, angry, weary", "--device", "cpu") == 0
+    printed = capsys.readouterr()
+    assert hasattr(words, "MADE_UP") and "Made-up words, such as " in printed.out, printed.out
+    model = LaSCLForAudioClassification.from_pretrained(made / "model")
+    trained = embeds_of(model, text_encoder, TRAINED)
+    nearest = [
+        max(cosine(place, other) for other in trained) for place in embeds_of(model, text_encoder, words.MADE_UP)
+    ]
+    assert printed.out.splitlines()[-1].endswith(f": {min(nearest):.3f} to {max(nearest):.3f}.")
+    own = dict(zip(("joyful", "weary"), embeds_of(model, text_encoder, ["joyful", "weary"])))
+    lost = [word for word, place in own.items() if max(cosine(place, other) for other in trained) <= max(nearest)]
+    said = [line for line in printed.err.splitlines() if "than a made-up word may be" in line]
+    assert lost and said == [
+        f"lascl-words: {' and '.join(lost)}: no nearer to a trained word than a made-up word may be."
+    ]
 
 
 def test_what_cannot_be_told_apart_is_less_than_twice_as_likely_at_its_own_place(words):

@@ -487,6 +487,11 @@ def test_a_run_names_its_checkpoints_or_answers_by_its_final_model(checkpoint, f
     assert told.count("\n") == 1 and "give one of run/fold-1/checkpoint, run/fold-2/checkpoint." in told
     assert run("run/fold-2", "a.wav") == 2
     assert "give run/fold-2/checkpoint." in capsys.readouterr().err
+    (folder / "runs").mkdir()
+    (folder / "runs" / "many").symlink_to(folder / "run")
+    (folder / "run" / "recipe.yaml").write_text("")
+    assert run("runs/man", "a.wav") == 2  # no name on the Hub, where it would be sought for half a minute
+    assert capsys.readouterr().err == "lascl-predict: There is no folder runs/man; did you mean runs/many?\n"
     (folder / "run" / "full-data").mkdir()
     os.symlink(checkpoint, folder / "run" / "full-data" / "checkpoint")
     assert run("run", *NAMES, "--output", "run.csv") == 0

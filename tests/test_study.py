@@ -143,6 +143,16 @@ def test_a_corpus_that_cannot_be_read_is_said_once(recipe, tmp_path, capsys):
     assert error.startswith("lascl-study: 2 runs, objective=ce, seed 42 the first: ") and str(tmp_path / "x") in error
 
 
+def test_a_dry_run_of_a_plain_recipe_is_of_one_training(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        main([*recipe, "--dry_run"])
+    except SystemExit as exit:
+        pytest.fail(f"exit {exit.code}: {capsys.readouterr().err}")
+    assert "* as it is, seed 42: 0 of 1 folds done, about " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_measures_and_writes_nothing(recipe, tmp_path, capsys):
     main([*recipe, "--vary", "objective=ce,lascl", "--output_dir", str(tmp_path / "study"), "--dry_run"])
     printed = capsys.readouterr().out

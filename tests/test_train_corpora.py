@@ -13,6 +13,7 @@ from transformers import AutoConfig
 import lascl.data
 from lascl.hub.card import fold_card
 from lascl.hub.verify import main as lascl_verify
+from lascl.report import main as report
 from lascl.train import main
 from lascl.training.recipe import parse_recipe
 from lascl.training.run_directory import write_csv
@@ -181,6 +182,9 @@ def test_the_final_model_alone(emodb_like, options, tmp_path, capsys):
     card = (checkpoint / "README.md").read_text()
     assert "None: the run has tested no fold." in card and "scores below" not in card
     assert str(fold_card(tmp_path / "run", None)) == card
+    with pytest.raises(SystemExit):
+        report([str(tmp_path / "run")])
+    assert "has no tested fold, only the model of all its data" in capsys.readouterr().err
     # It is a run that has begun: another recipe is refused there, and the same one keeps what is complete.
     with pytest.raises(SystemExit):
         main([*map(str, command), "--learning_rate", "1", "--output_dir", str(tmp_path / "run")])

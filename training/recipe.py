@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -683,7 +684,9 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), RECIPES / f"{name}.yaml"):
         if path.is_file():
             return path
-    raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(shipped_recipes())}.")
+    near = difflib.get_close_matches(name, shipped_recipes(), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"There is no recipe {name!r}: neither a file nor one of {', '.join(shipped_recipes())}.{hint}")
 
 
 def shipped_recipes() -> list[str]:
