@@ -898,7 +898,7 @@ class LaSCLModel(LaSCLPreTrainedModel):
         outputs, mask = encoder_outputs(self.audio_encoder, inputs, attention_mask, all_layers=all_layers, drawn=drawn)
         if self.config.pooled_frames == "active":
             active = mask & active_frames(inputs, attention_mask)[:, : mask.shape[-1]]  # (B, T)
-            mask = torch.where(active.any(dim=-1, keepdim=True), active, mask)
+            mask = active | (mask & ~active.any(dim=-1, keepdim=True))  # no `where`: ONNX runtimes have none of bools
         hidden = outputs.hidden_states if weighted or numbers else outputs.last_hidden_state
         if weighted:
             share = self.layer_weights.softmax(dim=0)

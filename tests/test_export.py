@@ -32,7 +32,7 @@ OPTIONS = {
     "wav2vec2-layer": {"audio_layers": "0,1", "standardise_audio": True, "audio_pooling": "max"},
     "wavlm-group": {"audio_layers": "weighted"},
     "data2vec-audio": {"prediction_head": "classifier"},
-    "whisper": {"audio_layers": "0,1", "standardise_audio": True},
+    "whisper": {"audio_layers": "0,1", "standardise_audio": True, "audio_level": "equal", "pooled_frames": "active"},
 }
 WHISPER_WINDOW_S = 2
 # One for each path through the adapted encoders; the exporter takes five seconds of a core for every other.
@@ -153,6 +153,21 @@ def test_answers_as_pytorch_does_whatever_is_in_the_batch(family, checkpoint, ex
         single = ask(exported(family), utterances[row : row + 1])
         np.testing.assert_allclose(softmax(single[0])[0], expected[0][row], rtol=0, atol=1e-5)
         np.testing.assert_allclose(single[1][0], expected[1][row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_both_heads_are_one_graph(checkpoint, tmp_path):
+    """Of a silent recording, no frame of which is active, too."""
+    folder = shutil.copytree(checkpoint("whisper"), tmp_path / "both")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "prediction_head": "both"}))
+    out = export(folder, tmp_path / "out") and tmp_path / "out"
+    assert json.loads((out / "lascl_onnx.json").read_text())["prediction_head"] == "both"
+    utterances = [recording(0), np.zeros(8_000, np.float32), recording(1)[:3_000]]
+    expected, _ = Recogniser.load(folder, device="cpu")(utterances)
+    label_head, _ = Recogniser.load(checkpoint("whisper"), device="cpu")(utterances)
+    np.testing.assert_allclose(softmax(ask(out, utterances)[0]), expected, rtol=0, atol=1e-5)
+    assert np.abs(expected - label_head).max() > 1e-3
 
 
 @pytest.mark.slow
