@@ -20,6 +20,8 @@ from lascl import LaSCLForAudioClassification, load_corpus
 from lascl.data import SpeechDataset
 
 
+pytestmark = pytest.mark.slow  # all of them together; what they measure comes from what other tests test
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 WAVLM, WAV2VEC2 = tiny.AUDIO_ENCODERS["wavlm-layer"], tiny.AUDIO_ENCODERS["wav2vec2-layer"]
 # The front end of a real encoder, 20 ms a frame, at a width that costs nothing.
@@ -120,7 +122,6 @@ def test_a_candidate_that_does_not_fit_is_a_row_that_says_so(load, tmp_path, mon
     assert ["out of memory" in row.values() for row in rows] == [False, False, False, False, True]
 
 
-@pytest.mark.slow
 def test_gpu(load, tmp_path, monkeypatch):
     module, compiled = load("gpu"), []
     small = {"intermediate_size": 8, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}
@@ -215,7 +216,6 @@ def predict_benchmark(load, tmp_path, audio_encoders, monkeypatch):
     return module, ["--audio_encoder", audio_encoders["whisper"], "--corpora", str(tmp_path / "clips")]
 
 
-@pytest.mark.slow
 def test_predict(predict_benchmark, tmp_path):
     module, command = predict_benchmark
     module.main(command)
@@ -284,7 +284,6 @@ def test_data_loading(load, tmp_path, emodb_like, audio_encoders, text_encoder):
     assert 0 < found["waiting"]["gain, 0 workers"]["share"] < 1
 
 
-@pytest.mark.slow
 def test_large_manifest(load, tmp_path, emodb_like):
     module = load("large_manifest", ROWS=40, SPEAKERS=10, STARTS=("first",))
     module.main(["--audio", str(emodb_like)])
@@ -421,7 +420,6 @@ def test_thinned_class(load, tmp_path, monkeypatch, emodb_like, audio_encoders, 
     assert all(0 <= row["recall"] <= 1 and 0 <= row["precision"] <= 1 for row in found["scores"].values())
 
 
-@pytest.mark.slow
 def test_heads_tried(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):
     """Of a corpus, and of a fold, that is left out nothing is trained on or answered; what is done is done once."""
     module = load("heads_tried", LAYERS="1,2", WITHIN={"epochs": 1, "texts": "words"})

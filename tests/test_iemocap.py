@@ -230,6 +230,7 @@ def test_who_talks_is_not_who_wears_the_markers(release):
     }
 
 
+@pytest.mark.slow
 def test_options_choose_and_merge(release):
     root, planned = release
     rows, labels = read_iemocap(root, allow_partial=False, improvised_only=True)
@@ -293,6 +294,7 @@ def test_a_lost_evaluation_names_its_wav(release):
         path.write_text(text)
 
 
+@pytest.mark.slow
 def test_what_is_there_twice_is_named(release):
     root, planned = release
     id, row = next((id, row) for id, row in planned.items() if row["raw_label"] == "ang")

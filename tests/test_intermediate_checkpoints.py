@@ -20,7 +20,9 @@ def recipe(audio_encoders, text_encoder, emodb_like):
     return [part for name, value in fields.items() for part in (f"--{name}", str(value))]
 
 
-@pytest.mark.parametrize("way", [("--freeze_audio_encoder", "true"), ("--lora_rank", "2")])
+@pytest.mark.parametrize(
+    "way", [("--freeze_audio_encoder", "true"), pytest.param(("--lora_rank", "2"), marks=pytest.mark.slow)]
+)
 def test_intermediate_checkpoints_hold_what_is_trained_and_end_in_the_same_bytes(recipe, tmp_path, monkeypatch, way):
     if way[0] == "--lora_rank":
         pytest.importorskip("peft")

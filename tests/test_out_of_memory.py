@@ -52,6 +52,7 @@ def stopped(command, capsys) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_advice_leads_to_a_run_that_finishes(command, small_gpu, tmp_path, capsys):
     """Room for three utterances: 16 do not fit, nor do 8 and 4, and 2 do."""
     small_gpu(most_rows=3 * VIEWS)

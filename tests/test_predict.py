@@ -725,7 +725,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(checkpoint, monkeypatch):
         (["--abstain", "60"], "must lie in [0, 1]; found 60"),
         (["--batch_size", "0"], "must be at least 1; found 0"),
         (["--format", "table", "--output", "x"], "for --output take csv or jsonl"),
-        (["--batch", "2"], "unrecognized arguments"),
+        (["--batch", "2"], "there is no --batch; did you mean --batch_size?"),
         (["--window", "0.0001"], "at least one frame of the encoder, 0.005 s"),
         (["--window", "1", "--hop", "2"], "The hop must be above 0 s and at most the window"),
         (["--labels", "a,a"], "differ from each other"),

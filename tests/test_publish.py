@@ -62,6 +62,7 @@ QUICK = [
     *(("create", "closed"), ("head", 401), ("branch", 409), ("head", 500), ("preupload", "hang")),
     *(("commit", "done"), ("commit", 429)),
 ]
+AT_THE_SPACE = [("head", "hang"), ("commit", "done"), ("preupload", 403)]
 MORE = [("head", "hang"), ("validate", "html"), ("batch", 403), ("put", "cut"), ("verify", 503), ("commit", 412)]
 
 
@@ -333,6 +334,7 @@ def test_a_hub_that_is_down(run, tmp_path, capfd):
         assert holds(hub) == run.expected
 
 
+@pytest.mark.slow
 def test_training_beside_a_hub_that_fails_ends_well_and_says_how_to_publish(command, published, tmp_path, capfd):
     """The folds are complete; no training is repeated for this test."""
     shutil.copytree(published.run, tmp_path / "run", ignore=shutil.ignore_patterns(".hub"))
@@ -825,7 +827,10 @@ def test_a_space_keeps_what_others_put_there_and_an_app_of_theirs_is_refused(run
     assert hub.read("spaces/org/theirs", "main", "app.py") == b"print()"
 
 
-@pytest.mark.parametrize("request_, kind", [("create", 500), ("head", "hang"), ("commit", "done"), ("preupload", 403)])
+@pytest.mark.parametrize(
+    "request_, kind",
+    [("create", 500), *(pytest.param(*fault, marks=pytest.mark.slow) for fault in AT_THE_SPACE)],
+)
 def test_a_hub_that_fails_at_the_space_costs_a_sentence(request_, kind, run, tmp_path, capfd):
     method, path = REQUESTS[request_]
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub, connected(hub):

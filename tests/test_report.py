@@ -358,6 +358,7 @@ def test_many_utterances_and_speakers_are_cut_and_the_captions_say_so(tmp_path, 
     assert "tsne_folds" not in captions
 
 
+@pytest.mark.slow
 def test_drawing_leaves_matplotlib_as_it_was(run_dir):
     before = dict(matplotlib.rcParams)
     draw_figures(load_run(run_dir))

@@ -141,7 +141,10 @@ def test_what_is_wrong_is_said_in_one_sentence_before_training(finished, command
     assert exit.value.code == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
 
 
-@pytest.mark.parametrize("damage", ["none", "weights cut off", "optimiser missing", "no marker"])
+DAMAGES = ["weights cut off", "optimiser missing", "no marker"]
+
+
+@pytest.mark.parametrize("damage", ["none", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGES)])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(finished, command, tmp_path, monkeypatch, damage):
     """Also when its newest checkpoint is damaged: then from the one before. `make proofs` will kill real processes."""
     run = [*command, "--folds", "1", "--output_dir", str(tmp_path), "--save_strategy", "steps", "--save_steps", "2"]
@@ -170,7 +173,10 @@ def assert_same_fold(found: Path, expected: Path):
     [
         ("--gradient_accumulation_steps", "2"),
         pytest.param(("--dataloader_num_workers", "2"), marks=pytest.mark.slow),
-        ("--bucket_by_length", "true", "--utterances_per_class", "4", "--logging_strategy", "steps"),
+        pytest.param(
+            ("--bucket_by_length", "true", "--utterances_per_class", "4", "--logging_strategy", "steps"),
+            marks=pytest.mark.slow,
+        ),
         ("--freeze_audio_encoder", "true", "--standardise_audio", "true", "--augmentation_period", "1"),
     ],
     ids=["accumulation", "workers", "classes and lengths", "frozen encoder"],
