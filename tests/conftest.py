@@ -17,6 +17,15 @@ def pytest_configure(config):
         config.pluginmanager.import_plugin("tiny")
 
 
+# Families of encoders whose code is another's with other constants: their tests are slow.
+KIN = {"wav2vec2-layer", "hubert-group", "unispeech", "unispeech-sat"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(items):
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if given.get("family") in KIN:
+            item.add_marker(pytest.mark.slow)
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))

@@ -168,8 +168,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("collator", [SpeechCollator, Plain])
-@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("collator", [SpeechCollator, pytest.param(Plain, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tells", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", WRONG)
 def test_labels_of_no_class_are_said_before_anything_is_computed(build, tmp_path, kind, tells, collator):
     model, extractor = build()

@@ -214,6 +214,7 @@ def are_alike(views, others):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", CHANGED)
 def test_a_variant_trains_on_its_own_views_whatever_was_encoded_before(begin, first, others, field):
     change = CHANGED[field]

@@ -83,7 +83,10 @@ def test_another_run_another_seed_and_a_study_encode_nothing(recipe, tmp_path, h
     assert len(list((tmp_path / "study").glob("*/seed-43/fold-1/metrics.json"))) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "a byte", "no checksum", "half a checksum", "no data"])
+DAMAGES = ["truncated", "no checksum", "half a checksum", "no data"]
+
+
+@pytest.mark.parametrize("damage", ["a byte", *(pytest.param(how, marks=pytest.mark.slow) for how in DAMAGES)])
 def test_damage_is_found_and_encoded_anew(recipe, kept, tmp_path, heard, damage):
     views = shutil.copytree(kept, tmp_path / "views")
     path = sorted(views.glob("*.npy"))[1]

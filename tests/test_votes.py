@@ -321,6 +321,7 @@ def cremad(tmp_path_factory):
     return root, planned
 
 
+@pytest.mark.slow
 def test_the_votes_on_crema_d_are_those_of_the_voice_by_label_and_by_ties(cremad, silent):
     root, planned = cremad
     assert len(planned) == 7442
