@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import inspect
 import json
 import re
 from pathlib import Path
@@ -252,9 +253,8 @@ def test_the_text_config_that_transformers_asks_for_is_the_config_itself(text_en
 
 def documented_defaults():
     """Field -> the default its docstring states; `None` where it is optional without one."""
-    entries = re.findall(
-        r"^        (\w+) \(([^)]*)\):$", configuration.LaSCLConfig.__doc__.replace("    Args:", ""), re.M
-    )
+    text = inspect.cleandoc(configuration.LaSCLConfig.__doc__)  # Python 3.13 takes the indentation away itself
+    entries = re.findall(r"^    (\w+) \(([^)]*)\):$", text, re.M)
     stated = {name: re.search(r"defaults to (.+)$", kind) for name, kind in entries}
     return {name: match and match[1] for name, match in stated.items()}
 
