@@ -1,6 +1,7 @@
 """The card: its numbers are those of the predictions, its code runs, and it tells nothing of the author's computer."""
 
 import hashlib
+import inspect
 import itertools
 import json
 import random
@@ -281,6 +282,10 @@ def test_the_same_files_give_the_same_card(run):
     assert np.unique([str(fold_card(run, number)) for number in (1, 3, None)]).size == 3
 
 
+@pytest.mark.skipif(
+    "ENDPOINT" not in inspect.getsource(ModelCard.validate), reason="this huggingface_hub asks no Hub but one"
+    reason="this huggingface_hub asks the one Hub, wherever it is",
+)
 def test_the_hub_accepts_the_card(run, tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub") as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)

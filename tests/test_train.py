@@ -315,12 +315,12 @@ def test_the_protocol_tells_which_utterances_are_improvised_and_which_texts_were
 
 @pytest.mark.parametrize("kind", ["audio", "text"])
 def test_an_encoder_that_is_no_model_is_said_before_training(command, tmp_path, capsys, kind):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "void").mkdir()  # some versions of transformers take a name with "mpt" in it for that model
     with pytest.raises(SystemExit) as exit:
-        main([*command, f"--{kind}_encoder", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "run")])
+        main([*command, f"--{kind}_encoder", str(tmp_path / "void"), "--output_dir", str(tmp_path / "run")])
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error
-    assert f"{kind}_encoder '{tmp_path}/empty' cannot be loaded" in error
+    assert f"{kind}_encoder '{tmp_path}/void' cannot be loaded" in error
 
 
 def test_an_encoder_type_that_padding_disturbs_is_said_before_training(command, tmp_path, capsys, text_encoder):

@@ -295,7 +295,9 @@ def refuse_sharded_weights(fsdp, fsdp_config, deepspeed):
         "Use several GPUs by DDP with contrastive_chunk_size, gradient_checkpointing or bf16, or DeepSpeed ZeRO-2 "
         "(recipes/accelerate/)."
     )
-    if (fsdp and str(fsdp).lower() != "false") or fsdp_config or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    # Some versions of transformers fill the configuration in, with all that is off.
+    is_configured = any(fsdp_config.values()) if isinstance(fsdp_config, dict) else bool(fsdp_config)
+    if (fsdp and str(fsdp).lower() != "false") or is_configured or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError(f"FSDP is not supported: a fold trained so could not be saved. {remedy}")
     settings = [deepspeed] if deepspeed else []
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):

@@ -33,6 +33,8 @@ def unknown_field(name: str, known: Iterable[str] | None = None) -> str:
     """What is said of a field that does not exist, with the nearest that does."""
     if name == "dry_run":
         return "There is no field 'dry_run': `lascl-study RECIPE ... --dry_run` says what a training would cost."
+    if known is None and name in option_names():
+        return f"The installed transformers has no field {name!r}; other versions do."
     near = difflib.get_close_matches(name, option_names() if known is None else known, n=1)
     return f"There is no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"
 
