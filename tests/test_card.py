@@ -284,7 +284,6 @@ def test_the_same_files_give_the_same_card(run):
 
 @pytest.mark.skipif(
     "ENDPOINT" not in inspect.getsource(ModelCard.validate), reason="this huggingface_hub asks no Hub but one"
-    reason="this huggingface_hub asks the one Hub, wherever it is",
 )
 def test_the_hub_accepts_the_card(run, tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub") as hub:
