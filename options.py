@@ -62,8 +62,7 @@ def compare_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--head", choices=list(HEADS), default="model", help="whose predictions (default: the model's)")
     parser.add_argument("--common", action="store_true", help="compare only the utterances that both runs tested")
     parser.add_argument("--json", action="store_true", help="print JSON, scores as fractions")
-    args = typed(parser, argv)
-    return args
+    return typed(parser, argv)
 
 
 def publish_options(argv: list[str] | None) -> argparse.Namespace:
@@ -117,8 +116,7 @@ def verify_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", default="corpus", help="as for training, if it learned from votes")
     parser.add_argument("--ties", default="drop", help="likewise")
     parser.add_argument("--batch_size", type=int, default=8, help="utterances predicted at once (default: 8)")
-    args = typed(parser, argv)
-    return args
+    return typed(parser, argv)
 
 
 def export_options(argv: list[str] | None) -> argparse.Namespace:

@@ -19,7 +19,6 @@ Letters: N utterances, V views, L hidden states, W their width, d features, K wo
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -27,6 +26,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import small_corpus_choices as choices
 import torch
 import yaml
 from measuring import save_table
@@ -39,7 +39,14 @@ from lascl.data import SpeechCollator, SpeechDataset
 from lascl.data.augmentation import delay
 from lascl.data.effects import pass_filter
 from lascl.data.words import annotated_words, corpus_names, corpus_of_rows
-from lascl.modeling_lascl import embed_texts, joint_loss, load_text_encoder, mean_of_heads, unit_length
+from lascl.modeling_lascl import (
+    embed_texts,
+    joint_loss,
+    load_text_encoder,
+    mean_of_heads,
+    pooled_statistics,
+    unit_length,
+)
 from lascl.studies.floors import logistic_regression
 from lascl.training.pooled import embed_views, parts_of
 from lascl.training.recipe import find_recipe
@@ -47,7 +54,7 @@ from lascl.training.run_directory import corpus_fingerprint, write_json
 from lascl.training.views import ViewStore
 
 
-SEED, LAYERS, MAX_DURATION_S = 42, "1,2,3,4,5,6", 10.0
+SEED, LAYERS = 42, "1,2,3,4,5,6"
 STATISTICS, HEADS, FLOOR = ("training", "corpus"), ("label", "both"), "logistic regression"
 
 
@@ -68,7 +75,7 @@ def channel(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
 
 # How a view is heard: its augmentation, and whether all are equally loud and frames without a voice are left out.
 VIEWS = {"as recorded": ("none", False), "equal": ("none", True), "mixed": ("mixed", True), "channel": (channel, True)}
-WORD, AFFECT = "{label}", ("arousal", "pleasant", "unpleasant")
+AFFECT = ("arousal", "pleasant", "unpleasant")
 RECIPE = {  # `recipes/many-corpora-small.yaml`
     **{"views": ("equal",), "layers": (2, 3, 4), "with_std": False, "pooled_dropout": 0.8, "texts": "phrasings"},
     **{"dropout": 0.0, "width": 256, "depth": 2, "members": 1, "reversal": 0.0, "mixing": 0.0, "temperature": 0.07},
@@ -145,7 +152,7 @@ def encoded(corpus, view: str, options) -> torch.Tensor:
     """(N, L, 2, W): mean and standard deviation over frames of every hidden state but the first."""
     augmentation, is_equal = VIEWS[view]
     settings = {"audio_level": "equal", "pooled_frames": "active"} if is_equal else {}
-    window_s = math.ceil(min(max(corpus["duration_s"][:]), MAX_DURATION_S))
+    window_s = math.ceil(min(max(corpus["duration_s"][:]), options.max_duration_s))
     extractor = AutoFeatureExtractor.from_pretrained(options.audio_encoder, return_attention_mask=True)
     extractor = type(extractor)(**{**extractor.to_dict(), "chunk_length": window_s})
     torch.manual_seed(SEED)
@@ -163,7 +170,7 @@ def encoded(corpus, view: str, options) -> torch.Tensor:
         corpus,
         range(len(corpus)),
         sampling_rate=extractor.sampling_rate,
-        max_duration_s=MAX_DURATION_S,
+        max_duration_s=options.max_duration_s,
         augmentation=augmentation,
         num_views=1 if augmentation == "none" else 2,
         augmentation_period=1,
@@ -278,7 +285,7 @@ def mixed(alpha: float, batch, x, labels, corpora, rows) -> torch.Tensor:
     return share * batch + (1 - share) * x[:, partners]
 
 
-def answers(choice: dict, x, table: Table, train, sides: dict[str, np.ndarray], masks) -> dict[tuple, list[int]]:
+def answers(choice: dict, x, table: Table, train, sides: dict[str, np.ndarray]) -> dict[tuple, list[int]]:
     """By side and head, the words that are answered to the clean view of the rows of `sides`, by the heads that were
     trained on the rows `train`. x (V, N, d) is standardised."""
     labels, corpora = table.labels[train], torch.from_numpy(np.unique(table.of[train], return_inverse=True)[1])
@@ -286,22 +293,21 @@ def answers(choice: dict, x, table: Table, train, sides: dict[str, np.ndarray], 
     summed = {}
     for member in range(choice["members"]):
         texts = table.texts[choice["texts"]]
-        heads = fit(choice, x[:, train], labels, masks[train], corpora, texts, SEED + member)
+        heads = fit(choice, x[:, train], labels, table.masks[train], corpora, texts, SEED + member)
         with torch.no_grad():
             for side, rows in sides.items():
-                for head, told in heads.probabilities(x[0, rows], masks[rows[0]], known).items():
+                for head, told in heads.probabilities(x[0, rows], table.masks[rows[0]], known).items():
                     summed[side, head] = summed.get((side, head), 0) + told
     return {key: told.argmax(dim=-1).tolist() for key, told in summed.items()}
 
 
 def standardise(x: torch.Tensor, groups: list[np.ndarray]) -> torch.Tensor:
     """(V, N, d): by mean and deviation of the clean view of each group of rows; rows of no group as of the first."""
-    first = x[0, groups[0]].double()
-    mean, std = first.mean(0), first.std(0, correction=0)
-    z = (x - mean.float()) / std.float().clamp(min=1e-6)
-    for rows in groups[1:]:
-        own = x[0, rows].double()
-        z[:, rows] = (x[:, rows] - own.mean(0).float()) / own.std(0, correction=0).float().clamp(min=1e-6)
+    z = torch.empty_like(x)
+    for group, rows in enumerate(groups):
+        mean, std = (value.float() for value in pooled_statistics(x[0, rows]))
+        members = rows if group else slice(None)
+        z[:, members] = (x[:, members] - mean) / std
     return z
 
 
@@ -318,14 +324,13 @@ def unheard(choice: dict, table: Table, with_floor: bool) -> dict[str, dict[str,
     """UA by head for either statistics and each corpus left out and held back; `with_floor` of logistic regression
     too."""
     found = {}
-    x = table.features(choice)
+    x, sides = table.features(choice), {name: np.flatnonzero(table.of == name) for name in table.names}
     for train_names in itertools.combinations(table.names, 2):
         held_back = [name for name in table.names if name not in train_names]
-        sides = {name: np.flatnonzero(table.of == name) for name in table.names}
         train = np.flatnonzero(np.isin(table.of, train_names))
         for statistics in STATISTICS:
             z = standardise(x, [train] if statistics == "training" else [train, *sides.values()])
-            told = answers(choice, z, table, train, {name: sides[name] for name in held_back}, table.masks)
+            told = answers(choice, z, table, train, {name: sides[name] for name in held_back})
             for name in held_back:
                 references, left_out = table.labels[sides[name]].numpy(), next(n for n in held_back if n != name)
                 scores = {head: ua(told[name, head], references) for head in HEADS}
@@ -349,7 +354,7 @@ def within(choice: dict, table: Table, with_floor: bool) -> dict[str, dict[str, 
         for one, other in itertools.combinations(range(len(folds)), 2):
             train = np.setdiff1d(rows, np.concatenate([folds[one], folds[other]]))
             z = standardise(x, [train])
-            here = answers(choice, z, table, train, {n: folds[n] for n in (one, other)}, table.masks)
+            here = answers(choice, z, table, train, {n: folds[n] for n in (one, other)})
             if with_floor:
                 regression = logistic_regression(z[0, train].numpy(), table.labels[train].numpy(), is_several=False)
                 here |= {(n, FLOOR): regression.predict(z[0, folds[n]].numpy()).tolist() for n in (one, other)}
@@ -364,7 +369,8 @@ def within(choice: dict, table: Table, with_floor: bool) -> dict[str, dict[str, 
 
 def kept(name: str, choice: dict, measure, table: Table, options) -> dict:
     """What was measured of a choice, now or by an earlier start."""
-    said = json.dumps([measure.__name__, choice, corpus_fingerprint(table.corpus), Path(options.audio_encoder).name])
+    heard = [corpus_fingerprint(table.corpus), Path(options.audio_encoder).name, options.max_duration_s]
+    said = json.dumps([measure.__name__, choice, *heard])
     path = options.parts / f"{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}.json"
     if not path.is_file():
         write_json(path, measure(choice, table, with_floor=name == REFERENCE))
@@ -382,12 +388,9 @@ def cells_of(found: dict, first: dict, key: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = choices.parser_of_heads(__doc__)
     parser.add_argument("corpora", nargs="+", metavar="NAME[:CORPUS]=FOLDER")
-    parser.add_argument("--audio_encoder", required=True)
-    parser.add_argument("--text_encoder", required=True)
     parser.add_argument("--parts", type=Path, required=True)
-    parser.add_argument("--allow_partial", action="store_true")
     options = parser.parse_args(argv)
     entries = []
     for pair in options.corpora:

@@ -40,12 +40,11 @@ from lascl.inference.outputs import (
     whole_file,
 )
 from lascl.inference.own_statistics import (
-    FEWEST,
     PooledRecordings,
     as_record,
+    check_own_statistics,
     from_record,
     of_another_kind,
-    too_few,
     what_is_rough,
 )
 from lascl.inference.recogniser import Recogniser
@@ -256,8 +255,7 @@ def hear_first(
     pooled = held.enter_context(closing(PooledRecordings(model, options.output and options.output.parent)))
     if output.statistics is not None:
         return None
-    if len(found.paths) < FEWEST:
-        raise ValueError(too_few(len(found.paths)))
+    check_own_statistics(model, len(found.paths))
     heard = pooled.hear(found.paths, batch_size=options.batch_size, num_workers=options.num_workers)
     with closing(heard), tqdm(total=len(found.paths), desc="Hearing", unit="file", disable=None) as progress:
         for _ in heard:

@@ -430,9 +430,9 @@ def test_heads_tried(load, tmp_path, monkeypatch, emodb_like, audio_encoders, te
     monkeypatch.setattr(module, "RECIPE", {**module.RECIPE, **small})
     trained, answers = [], module.answers
 
-    def recorded(choice, x, table, train, sides, masks):
+    def recorded(choice, x, table, train, sides):
         trained.append((table, train, sides))
-        return answers(choice, x, table, train, sides, masks)
+        return answers(choice, x, table, train, sides)
 
     monkeypatch.setattr(module, "answers", recorded)
     pairs = [f"emodb={emodb_like}"]
