@@ -26,7 +26,7 @@ def summarise_corpora(
     runs: dict[str, list[Path]], floors: Mapping[str, Sequence[str]] | None = None
 ) -> list[dict] | None:
     """UA of each corpus over its own words, and the mean over corpora, of variants and floors; `None` where all are of
-    one corpus. A run over one corpus beside them has that corpus's alone, under the name of its folder.
+    the same one. A run over one corpus beside them has that corpus's alone, under the name of its folder.
 
     Args:
         runs: by name, the run directories, one a seed. A floor has one, as no seed changes it.
@@ -42,19 +42,19 @@ def summarise_corpora(
         has a floor `over_floor`, `difference_over_corpora` of the two.
     """
     of_runs = {name: [parsed_file(run / "results.json") for run in seeds] for name, seeds in runs.items()}
-    if not any("corpora" in found[0] for found in of_runs.values()):
+    alone = {name: _only_corpus(runs[name][0]) for name, found in of_runs.items() if "corpora" not in found[0]}
+    if len(alone) == len(runs) and len(set(alone.values())) == 1:
         return None
     floor_of = {variant: floor for floor, variants in (floors or {}).items() for variant in variants}
     # Of each seed's run the rows of each fold: read once, and only where they are needed.
     folds = cache(lambda name: [read_run(run) for run in runs[name]])
     rows = []
     for name, found in of_runs.items():
-        alone = None if "corpora" in found[0] else _only_corpus(runs[name][0])
         floor = folds(floor_of[name]) if name in floor_of else None
         over_floor = floor and difference_over_corpora(floor, folds(name))
-        rows.append(_row(name, found, alone, over_floor))
+        rows.append(_row(name, found, alone.get(name), over_floor))
         is_floor = name in (floors or {})  # which has its recipe from the runs that it is the floor of
-        if not alone and not is_floor and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both":
+        if name not in alone and not is_floor and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both":
             seeds = [_by_label_head(*one) for one in zip(folds(name), runs[name], found)]
             of_label, answered = map(list, zip(*seeds))
             over_floor = floor and difference_over_corpora(floor, answered)
@@ -117,8 +117,8 @@ def difference_over_corpora(seeds_a: list[dict[int, list[dict]]], seeds_b: list[
     """
     tested = [[[row for rows in folds.values() for row in rows] for folds in seeds] for seeds in (seeds_a, seeds_b)]
     differences, errors = {}, []
-    for corpus in sorted({row["corpus"] for row in tested[0][0]}):
-        sides = [[[row for row in rows if row["corpus"] == corpus] for rows in seeds] for seeds in tested]
+    for corpus in sorted({row.get("corpus", "") for row in tested[0][0]}):  # one alone is not named
+        sides = [[[row for row in rows if row.get("corpus", "") == corpus] for rows in seeds] for seeds in tested]
         words = {row[name] for side in sides for rows in side for row in rows for name in ("reference", "prediction")}
         counts = np.stack([mean_counts(side, sorted(words)) for side in sides], axis=1)  # (S, 2, K, K)
         differences[corpus] = float(_ua_difference(counts.sum(axis=0)[None])[0, 0])

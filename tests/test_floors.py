@@ -163,7 +163,7 @@ def test_runs_that_start_from_other_encoders_have_floors_of_their_own(tmp_path):
     found = {name: [run.variant for run in those] for name, those in floor_runs(study, runs).items()}
     assert found == {
         "logistic regression, init_from=org/one": ["a", "c"],
-        "logistic regression, init_from=org/two": ["b"],
+        "logistic regression, b": ["b"],
     }
 
 
@@ -197,7 +197,32 @@ def test_a_model_of_one_corpus_stands_beside_that_of_several(tmp_path):
         "| calls alone | 30.0 | - | - |",
         "| EmoDB alone | - | 70.0 | - |",
     ]
+    assert [row["name"] for row in summarise_corpora({name: [tmp_path / name] for name in where})] == list(where)
     assert summarise_corpora({"EmoDB alone": [tmp_path / "EmoDB alone"]}) is None
+
+
+def test_a_model_of_one_corpus_stands_beside_its_floor(tmp_path):
+    """Two speakers of two utterances: one answer of speaker a is right by the model alone, so UA is 3/4 for 2/4."""
+    for name, right in {"ours": 3, "floor": 2}.items():
+        (tmp_path / name / "fold-1").mkdir(parents=True)
+        lines = ["id,speaker,reference,prediction,prediction_classifier"]
+        for number in range(4):
+            word = ("joy", "rage")[number % 2]
+            told = word if number >= 4 - right else ("rage", "joy")[number % 2]
+            lines.append(f"{number},{'ab'[number // 2]},{word},{told},{told}")
+        (tmp_path / name / "fold-1" / "predictions.csv").write_text("\n".join(lines) + "\n")
+        (tmp_path / name / "recipe.yaml").write_text("corpus: emodb\n")
+        (tmp_path / name / "protocol.json").write_text("{}")
+        results = summarise_run(tmp_path / name, ["joy", "rage"])
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text(json.dumps({"pooled": {"ua": 0.3}}))
+    (tmp_path / "other" / "recipe.yaml").write_text("corpus: emovo\n")
+    rows = summarise_corpora({name: [tmp_path / name] for name in ("ours", "other", "floor")}, {"floor": ["ours"]})
+    assert rows[0]["over_floor"]["difference"] == 0.25 and rows[0]["corpora"] == {"emodb": {"mean": 0.75, "std": 0.0}}
+    assert rows[1]["over_floor"] is None and rows[2]["over_floor"] is None
+    # Speaker a gains 1 of 2, b nothing: of a mean of two draws from {1/2, 0} the deviation is 1/4, widened by sqrt(2).
+    assert rows[0]["over_floor"]["se"] == pytest.approx(0.25, rel=0.05)
 
 
 def test_what_answers_with_both_heads_is_told_by_its_label_head_too(tmp_path):

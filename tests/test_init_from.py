@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ import yaml
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, Repository
 from test_publish import connected
+from soundfile import read
+from tiny import read_csv
+from transformers import pipeline
 
 from lascl import LaSCLForAudioClassification
 from lascl.train import main
@@ -128,6 +132,28 @@ def test_what_a_fold_starts_from_learns_on_with_the_encoder(command, two_folds, 
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(".layers.1." in name for name in moved) and "classifier.weight" in moved
     assert not any("pooled_" in name or "conv" in name for name in moved)
+
+
+def test_what_learns_by_its_own_statistics_keeps_these(command, audio_encoders, text_encoder, tmp_path):
+    """Heads of other recordings go on by the statistics of what they are trained on here: the checkpoint holds these,
+    as one that starts anew does, and answers what was scored."""
+    frozen = ("--freeze_audio_encoder", "true", "--augmentation", "none", "--standardise_audio", "corpus")
+    encoders = ("--audio_encoder", audio_encoders["whisper"], "--text_encoder", text_encoder)
+    runs = {name: tmp_path / name for name in ("first", "anew", "on")}
+    begun = ("--init_from", str(runs["first"] / "fold-1" / "checkpoint"))
+    for name, how in {"first": encoders, "anew": (*encoders, "--folds", "2"), "on": (*begun, "--folds", "2")}.items():
+        main([*command, *frozen, "--projection_dim", "8", *how, "--output_dir", str(runs[name])])
+    folders = {name: run / f"fold-{1 if name == 'first' else 2}" / "checkpoint" for name, run in runs.items()}
+    models = {name: LaSCLForAudioClassification.from_pretrained(folder) for name, folder in folders.items()}
+    told = {name: [model.lascl.pooled_mean, model.lascl.pooled_std] for name, model in models.items()}
+    assert not torch.equal(told["first"][0], told["anew"][0])
+    for own, expected in zip(told["on"], told["anew"]):
+        assert torch.equal(own, expected)
+    row = read_csv(runs["on"] / "fold-2" / "predictions.csv")[0]
+    path = next(Path(command[2]).rglob(f"{row['id']}.*"))
+    answered = pipeline("audio-classification", model=str(folders["on"]), trust_remote_code=True)(read(path)[0])
+    scored = {label["label"]: label["score"] for label in answered}
+    assert scored == pytest.approx({label: float(row[f"probability_{label}"]) for label in scored}, abs=1e-4)
 
 
 def test_a_run_with_another_seed_is_started_from_unless_its_folds_differ(

@@ -61,7 +61,9 @@ def fold_data(
     recipe: Recipe, corpus, fold: Fold, args: LaSCLTrainingArguments, start: Start, view_cache: dict[str, torch.Tensor]
 ) -> FoldData:
     """The fold's views as audio, or, of a frozen encoder whose views repeat, as the pooled audio of each, which is
-    encoded once. The model gets the statistics of the training side if the recipe standardises, by whosesoever.
+    encoded once. The model gets the statistics of the training side if the recipe standardises, by whosesoever; one
+    that starts from a LaSCL checkpoint only if they are of each corpus or speaker. By those of all training utterances
+    it keeps the checkpoint's, which its heads are used to.
 
     Args:
         view_cache: pooled audio by `lascl.training.pooled.view_keys`: what is there is not encoded again.
@@ -73,7 +75,8 @@ def fold_data(
         PartialState().print(f"{num_cut} of {len(corpus)} utterances are longer than {limit_s:g} s and cut there.")
     collator, train = SpeechCollator(extractor), training_data(recipe, corpus, fold, args, extractor)
     words, watched = train.label_names, watched_rows(corpus, fold)
-    takes_statistics = model.config.standardises and not recipe.init_from
+    by_group = recipe.standardise_audio in ("corpus", "speaker")
+    takes_statistics = model.config.standardises and (by_group or not recipe.init_from)
     if is_encoded_once(recipe, train):
         everything = training_data(recipe, corpus, everything_of(corpus), args, extractor, words)
         began = time.monotonic()
