@@ -92,6 +92,7 @@ CHOICES = {
     "hidden states 2 to 5": {"layers": (2, 3, 4, 5)},
     "hidden states 1 to 6": {"layers": (1, 2, 3, 4, 5, 6)},
     "mean and standard deviation over frames": {"with_std": True},
+    "each state of an utterance to mean 0 and deviation 1": {"is_normed": True},
     "no dropout on pooled states": {"pooled_dropout": 0.0},
     "dropout 0.5 on pooled states": {"pooled_dropout": 0.5},
     "dropout 0.7 on pooled states": {"pooled_dropout": 0.7},
@@ -110,8 +111,9 @@ CHOICES = {
     "two corpora's utterances of a word mixed": {"mixing": 0.4},
     "temperature 0.15": {"temperature": 0.15},
     "40 epochs": {"epochs": 40},
+    "each word's similarities standardised over the corpus held back, transductive": {"is_centred": True},
 }
-OF_SEVERAL = ("reversal", "mixing")  # keys that mean nothing within a corpus
+OF_SEVERAL = ("reversal", "mixing", "is_centred")  # keys that mean nothing within a corpus
 
 
 class Table:
@@ -144,7 +146,10 @@ class Table:
         views = [self.states[view][:, kept, : 1 + choice["with_std"]].flatten(1) for view in choice["views"]]
         if "beside" in choice:
             views = [torch.cat([x, self.states[choice["beside"]][:, kept, 0].flatten(1)], dim=1) for x in views]
-        return torch.stack(views)
+        x = torch.stack(views)  # (V, N, d)
+        if choice.get("is_normed"):
+            x = F.layer_norm(x.unflatten(-1, (len(kept), -1)), (x.shape[-1] // len(kept),)).flatten(-2)
+        return x
 
 
 @torch.no_grad()
@@ -243,6 +248,9 @@ class Heads(nn.Module):
     def probabilities(self, x: torch.Tensor, offered: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of both ways to answer (n, K), 0 for words that are not offered."""
         similarity = unit_length(self.audio(x)) @ unit_length(self.text(self.texts)).T / self.choice["temperature"]
+        if self.choice.get("is_centred"):  # each word's over these utterances
+            spread = similarity.std(dim=0)
+            similarity = (similarity - similarity.mean(dim=0)) / spread * spread.mean()
         label = similarity.masked_fill(~offered, -torch.inf).softmax(dim=-1)
         classes = [k if offered[k] and known[k] else None for k in range(len(offered))]
         return {"label": label, "both": mean_of_heads(label, self.classifier(x), classes)}

@@ -41,8 +41,8 @@ FEATURE_FIELDS = (
 
 
 def floor_runs(study: Study, runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    """By the name of each floor, the runs whose folds, states and statistics it has. If they are several floors, that of
-    one variant alone is named after it, and that of several by the fields in which floors differ."""
+    """By the name of each floor, the runs whose folds, states and statistics it has. Names tell the fields by which the
+    floors differ; where they are of other corpora, one of a single variant is named after that."""
     alike = {}
     for run in runs:
         fields = {name: getattr(run.recipe, name) for name in FEATURE_FIELDS}
@@ -54,7 +54,7 @@ def floor_runs(study: Study, runs: list[PlannedRun]) -> dict[str, list[PlannedRu
         for fields, those in zip(settings, alike.values()):
             variants = list(dict.fromkeys(run.variant for run in those))
             told = ",".join(f"{name}={fields[name]}" for name in differing)
-            own = variants[0] if differing and len(variants) == 1 else told
+            own = variants[0] if "data_dir" in differing and len(variants) == 1 else told
             named[", ".join(filter(None, [floor.replace("_", " "), own]))] = those
     return named
 

@@ -8,6 +8,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -484,6 +485,39 @@ def test_what_standardises_is_the_clean_view_of_a_group(load):
             mean = sum(own) / 4
             deviation = math.sqrt(sum((value - mean) ** 2 for value in own) / 4)
             assert float(z[view, row, k]) == pytest.approx((float(x[view, row, k]) - mean) / deviation, rel=1e-4)
+
+
+def test_what_is_normed_has_no_mean_and_unit_deviation_in_each_state(load):
+    module = load("heads_tried")
+    states = torch.from_numpy(np.random.default_rng(0).normal(3, 2, (3, 6, 2, 4))).float()
+    choice = {"layers": (2, 3), "views": ("equal",), "with_std": False, "is_normed": True}
+    x = module.Table.features(SimpleNamespace(states={"equal": states}), choice)
+    assert x.shape == (1, 3, 8)
+    for row, layer in itertools.product(range(3), range(2)):
+        values = [float(value) for value in states[row, (2, 3)[layer] - 1, 0]]
+        mean = sum(values) / 4
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 4)
+        for k, value in enumerate(values):
+            assert float(x[0, row, 4 * layer + k]) == pytest.approx((value - mean) / deviation, abs=1e-4)
+
+
+def test_words_that_are_near_to_everything_are_no_longer_answered_alone_where_similarities_are_centred(load):
+    """Against sums by hand: similarities of three utterances to two words, each word's standardised over the three."""
+    module = load("heads_tried")
+    choice = {**module.RECIPE, "temperature": 1.0, "width": 2, "dropout": 0.0, "is_centred": True}
+    heads = module.Heads(choice, 2, torch.eye(2), 1)
+    heads.audio, heads.text = torch.nn.Identity(), torch.nn.Identity()
+    angles = [0.1, 0.2, 0.4]
+    x = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])
+    with torch.no_grad():
+        found = heads.probabilities(x, torch.tensor([True, True]), torch.tensor([True, True]))["label"]
+    columns = [[math.cos(angle) for angle in angles], [math.sin(angle) for angle in angles]]
+    means = [sum(column) / 3 for column in columns]
+    spreads = [math.sqrt(sum((v - m) ** 2 for v in column) / 2) for column, m in zip(columns, means)]
+    for row in range(3):
+        z = [math.exp((columns[k][row] - means[k]) / spreads[k] * sum(spreads) / 2) for k in range(2)]
+        assert found[row].tolist() == pytest.approx([value / sum(z) for value in z], rel=1e-4)
+    assert found.argmax(dim=1).tolist() == [0, 0, 1]
 
 
 def test_simulated_listeners(load, tmp_path, monkeypatch, emodb_like, audio_encoders, text_encoder):

@@ -163,8 +163,10 @@ def test_runs_that_start_from_other_encoders_have_floors_of_their_own(tmp_path):
     found = {name: [run.variant for run in those] for name, those in floor_runs(study, runs).items()}
     assert found == {
         "logistic regression, init_from=org/one": ["a", "c"],
-        "logistic regression, b": ["b"],
+        "logistic regression, init_from=org/two": ["b"],
     }
+    runs = [PlannedRun(name, 42, tmp_path, Recipe(corpus="csv", data_dir=f"data/{name}")) for name in "abc"]
+    assert list(floor_runs(study, runs)) == [f"logistic regression, {name}" for name in "abc"]
 
 
 def test_unknown_floors_are_refused(tmp_path, capsys):
