@@ -204,7 +204,8 @@ def lascl(checkpoint, audio_encoders):
         (lascl, ("--projection_dim", "16"), "init_from has projection_dim 8, the recipe 16. Set projection_dim to 8."),
         (lascl, ("--audio_layers", "weighted"), "init_from has audio_layers 'last', the recipe 'weighted'."),
         (plain_encoder, (), "is of the type 'whisper', not a LaSCL checkpoint"),
-        (lambda *_: "no/such/place", (), "no/such/place"),
+        (lambda *_: "no/such/place", (), "there is no folder no/such/place, and a name on the Hub is org/name."),
+        (lambda *_: "/nowhere", (), "there is no folder /nowhere, and a name on the Hub is org/name."),
     ],
 )
 def test_what_cannot_be_started_from_is_said_before_training(

@@ -117,6 +117,8 @@ def _ready_checkpoint(recipe: Recipe, run_dir: Path, corpus, folds: list[Fold]) 
     if is_run(recipe.init_from):
         check_run(recipe, corpus, folds)
     elif not start.is_dir():
+        if recipe.init_from.count("/") > 1 or start.is_absolute():
+            raise ValueError(f"init_from: there is no folder {recipe.init_from}, and a name on the Hub is org/name.")
         start = Path(
             snapshot_download(recipe.init_from, revision=recipe.init_from_revision, ignore_patterns="figures/*")
         )
