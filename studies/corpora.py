@@ -54,7 +54,11 @@ def summarise_corpora(
         over_floor = floor and difference_over_corpora(floor, folds(name))
         rows.append(_row(name, found, alone.get(name), over_floor))
         is_floor = name in (floors or {})  # which has its recipe from the runs that it is the floor of
-        if name not in alone and not is_floor and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both":
+        if (
+            name not in alone
+            and not is_floor
+            and parsed_file(runs[name][0] / "recipe.yaml").get("prediction_head") == "both"
+        ):
             seeds = [_by_label_head(*one) for one in zip(folds(name), runs[name], found)]
             of_label, answered = map(list, zip(*seeds))
             over_floor = floor and difference_over_corpora(floor, answered)

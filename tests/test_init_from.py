@@ -9,8 +9,8 @@ import torch
 import yaml
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, Repository
-from test_publish import connected
 from soundfile import read
+from test_publish import connected
 from tiny import read_csv
 from transformers import pipeline
 
