@@ -291,6 +291,7 @@ def write_variant(study, name, right, seeds=(1, 2, 3), num_speakers=8):
             csv.writer(file).writerows([("id", "speaker", "reference", "prediction", "prediction_classifier"), *rows])
         results = train.summarise_run(fold.parent, list(LABELS))
         (fold.parent / "results.json").write_text(json.dumps(results))
+        (fold.parent / "recipe.yaml").write_text("corpus: emodb\n")
     return [study / name / f"seed-{seed}" for seed in seeds]
 
 
